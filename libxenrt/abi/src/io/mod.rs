@@ -1,0 +1,5 @@
+//! Protocols of split drivers (`public/io/`).
+pub mod netif;
+pub mod ring;
+pub mod xenbus;
+pub mod xs_wire;
