@@ -40,9 +40,7 @@ pub mod entry {
 }
 
 /// First structure.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Header {
     /// [`MAGIC`].
@@ -69,9 +67,7 @@ pub struct Header {
 crate::assert_layout!(Header, 48, total_len @ 16, nr_domains @ 24, tables_crc @ 40);
 
 /// One domain.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Domain {
     /// NUL-padded UTF-8.
@@ -118,9 +114,7 @@ pub struct Domain {
 crate::assert_layout!(Domain, 120, domid @ 32, rip @ 56, first_segment @ 88, max_ports @ 112);
 
 /// Part of a domain's initial memory.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Segment {
     /// Guest-physical address, page-aligned.
@@ -137,9 +131,7 @@ pub struct Segment {
 crate::assert_layout!(Segment, 32);
 
 /// An assigned PCI function.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Device {
     /// Segment group (0).
@@ -152,9 +144,7 @@ pub struct Device {
 crate::assert_layout!(Device, 8);
 
 /// I/O ports (and an ISA interrupt) given to a domain, for the control domain's serial line.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Ports {
     /// First port.
@@ -237,22 +227,14 @@ fn table<'a, T: FromBytes + Immutable + KnownLayout>(
     let end = len.and_then(|len| at.checked_add(len));
     let part = end.and_then(|end| bytes.get(*at..end));
     let (Some(end), Some(part)) = (end, part) else {
-        return Err(BundleError::Truncated {
-            have,
-            need: end.map_or(u64::MAX, |e| e as u64),
-        });
+        return Err(BundleError::Truncated { have, need: end.map_or(u64::MAX, |e| e as u64) });
     };
     *at = end;
-    <[T]>::ref_from_bytes(part).map_err(|_| BundleError::Truncated {
-        have,
-        need: end as u64,
-    })
+    <[T]>::ref_from_bytes(part).map_err(|_| BundleError::Truncated { have, need: end as u64 })
 }
 
 fn range_ok(first: u32, count: u32, len: usize) -> bool {
-    first
-        .checked_add(count)
-        .is_some_and(|end| end as usize <= len)
+    first.checked_add(count).is_some_and(|end| end as usize <= len)
 }
 
 impl<'a> Bundle<'a> {
@@ -263,10 +245,7 @@ impl<'a> Bundle<'a> {
     pub fn parse(bytes: &'a [u8]) -> Result<Self, BundleError> {
         let have = bytes.len() as u64;
         let mut at = size_of::<Header>();
-        let head = bytes.get(..at).ok_or(BundleError::Truncated {
-            have,
-            need: at as u64,
-        })?;
+        let head = bytes.get(..at).ok_or(BundleError::Truncated { have, need: at as u64 })?;
         let header = Header::read_from_bytes(head).map_err(|_| BundleError::BadMagic)?;
         if header.magic != MAGIC {
             return Err(BundleError::BadMagic);
@@ -275,33 +254,17 @@ impl<'a> Bundle<'a> {
             return Err(BundleError::BadVersion(header.version));
         }
         if header.total_len > have {
-            return Err(BundleError::Truncated {
-                have,
-                need: header.total_len,
-            });
+            return Err(BundleError::Truncated { have, need: header.total_len });
         }
         let domains: &[Domain] = table(bytes, &mut at, header.nr_domains)?;
         let segments: &[Segment] = table(bytes, &mut at, header.nr_segments)?;
         let devices: &[Device] = table(bytes, &mut at, header.nr_devices)?;
         let ports: &[Ports] = table(bytes, &mut at, header.nr_ports)?;
-        let computed = Self::tables_crc(
-            &header,
-            bytes.get(size_of::<Header>()..at).unwrap_or_default(),
-        );
+        let computed = Self::tables_crc(&header, bytes.get(size_of::<Header>()..at).unwrap_or_default());
         if computed != header.tables_crc {
-            return Err(BundleError::TablesCrc {
-                stored: header.tables_crc,
-                computed,
-            });
+            return Err(BundleError::TablesCrc { stored: header.tables_crc, computed });
         }
-        let this = Self {
-            bytes,
-            header,
-            domains,
-            segments,
-            devices,
-            ports,
-        };
+        let this = Self { bytes, header, domains, segments, devices, ports };
         this.check_domains()?;
         this.check_segments()?;
         Ok(this)
@@ -311,13 +274,7 @@ impl<'a> Bundle<'a> {
     #[must_use]
     pub fn tables_crc(header: &Header, tables: &[u8]) -> u32 {
         let mut crc = crc32fast::Hasher::new();
-        crc.update(
-            Header {
-                tables_crc: 0,
-                ..*header
-            }
-            .as_bytes(),
-        );
+        crc.update(Header { tables_crc: 0, ..*header }.as_bytes());
         crc.update(tables);
         crc.finalize()
     }
@@ -338,25 +295,16 @@ impl<'a> Bundle<'a> {
             if !ok {
                 return Err(bad);
             }
-            let ram = u64::from(d.mem_pages.saturating_sub(special::CONSOLE))
-                .saturating_mul(crate::PAGE_SIZE as u64);
+            let ram = u64::from(d.mem_pages.saturating_sub(special::CONSOLE)).saturating_mul(crate::PAGE_SIZE as u64);
             for (i, s) in self.segments(d).iter().enumerate() {
                 if s.gpa.checked_add(s.file_len).is_none_or(|end| end > ram) {
-                    return Err(BundleError::BadSegment(
-                        d.first_segment.saturating_add(i as u32),
-                    ));
+                    return Err(BundleError::BadSegment(d.first_segment.saturating_add(i as u32)));
                 }
             }
             last = Some(d.domid);
         }
         for (i, dev) in self.devices.iter().enumerate() {
-            if self
-                .devices
-                .iter()
-                .skip(i)
-                .skip(1)
-                .any(|other| other.bdf == dev.bdf && other.segment == dev.segment)
-            {
+            if self.devices.iter().skip(i).skip(1).any(|other| other.bdf == dev.bdf && other.segment == dev.segment) {
                 return Err(BundleError::DeviceTwice(dev.bdf));
             }
         }
@@ -372,11 +320,7 @@ impl<'a> Bundle<'a> {
             };
             let computed = crc32fast::hash(data);
             if computed != s.crc {
-                return Err(BundleError::SegmentCrc {
-                    segment: i,
-                    stored: s.crc,
-                    computed,
-                });
+                return Err(BundleError::SegmentCrc { segment: i, stored: s.crc, computed });
             }
         }
         Ok(())
@@ -424,8 +368,5 @@ impl<'a> Bundle<'a> {
 
 fn part<T>(all: &[T], first: u32, count: u32) -> &[T] {
     let first = first as usize;
-    first
-        .checked_add(count as usize)
-        .and_then(|end| all.get(first..end))
-        .unwrap_or_default()
+    first.checked_add(count as usize).and_then(|end| all.get(first..end)).unwrap_or_default()
 }

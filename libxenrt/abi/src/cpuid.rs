@@ -19,10 +19,7 @@ pub const HVM_DOMID_PRESENT: u32 = 1 << 4;
 mod tests {
     #[test]
     fn signature_spells_xen() {
-        let bytes: Vec<u8> = super::SIGNATURE
-            .iter()
-            .flat_map(|w| w.to_le_bytes())
-            .collect();
+        let bytes: Vec<u8> = super::SIGNATURE.iter().flat_map(|w| w.to_le_bytes()).collect();
         assert_eq!(bytes, b"XenVMMXenVMM");
     }
 }

@@ -82,9 +82,7 @@ pub mod status {
 pub const ENTRIES_PER_FRAME: u32 = 512;
 
 /// `struct grant_entry_v1`. Written by the granting domain, `flags` last; the hypervisor sets `GTF_reading/writing`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct EntryV1 {
     /// `GTF_*`.
@@ -97,9 +95,7 @@ pub struct EntryV1 {
 crate::assert_layout!(EntryV1, 8, domid @ 2, frame @ 4);
 
 /// `gnttab_map_grant_ref`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct MapGrantRef {
     /// IN: guest-physical address to map at, page aligned.
@@ -120,9 +116,7 @@ pub struct MapGrantRef {
 crate::assert_layout!(MapGrantRef, 32, flags @ 8, gref @ 12, dom @ 16, status @ 18, handle @ 20, dev_bus_addr @ 24);
 
 /// `gnttab_unmap_grant_ref`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct UnmapGrantRef {
     /// IN.
@@ -139,9 +133,7 @@ pub struct UnmapGrantRef {
 crate::assert_layout!(UnmapGrantRef, 24, handle @ 16, status @ 20);
 
 /// One side of a [`GrantCopy`]: `u` is a [`GrantRef`] or a guest frame, as the flags say.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct CopyPtr {
     /// Grant reference, or guest frame number of `domid`.
@@ -156,9 +148,7 @@ pub struct CopyPtr {
 crate::assert_layout!(CopyPtr, 16, domid @ 8, offset @ 10);
 
 /// `gnttab_copy`. Copies never cross a page.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct GrantCopy {
     /// IN.
@@ -177,9 +167,7 @@ pub struct GrantCopy {
 crate::assert_layout!(GrantCopy, 40, dest @ 16, len @ 32, flags @ 34, status @ 36);
 
 /// `gnttab_setup_table`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SetupTable {
     /// IN.
@@ -198,9 +186,7 @@ pub struct SetupTable {
 crate::assert_layout!(SetupTable, 24, nr_frames @ 4, status @ 8, frame_list @ 16);
 
 /// `gnttab_query_size`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct QuerySize {
     /// IN.
@@ -219,9 +205,7 @@ pub struct QuerySize {
 crate::assert_layout!(QuerySize, 16, nr_frames @ 4, max_nr_frames @ 8, status @ 12);
 
 /// `gnttab_set_version` and `gnttab_get_version` share one shape here: `{dom, version}` differ in order.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct GetVersion {
     /// IN.

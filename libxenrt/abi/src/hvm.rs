@@ -26,9 +26,7 @@ pub const NR_PARAMS: u32 = 39;
 pub const CALLBACK_TYPE_VECTOR: u64 = 2;
 
 /// `xen_hvm_param`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct HvmParam {
     /// IN.
@@ -43,9 +41,7 @@ pub struct HvmParam {
 crate::assert_layout!(HvmParam, 16, index @ 4, value @ 8);
 
 /// `xen_hvm_evtchn_upcall_vector`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct EvtchnUpcallVector {
     /// IN.

@@ -22,9 +22,7 @@ pub const MAPSPACE_SHARED_INFO: u32 = 0;
 pub const MAPSPACE_GRANT_TABLE: u32 = 1;
 
 /// `xen_add_to_physmap`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct AddToPhysmap {
     /// IN.
@@ -41,9 +39,7 @@ pub struct AddToPhysmap {
 crate::assert_layout!(AddToPhysmap, 24, space @ 4, idx @ 8, gpfn @ 16);
 
 /// `xen_remove_from_physmap`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct RemoveFromPhysmap {
     /// IN.
@@ -56,9 +52,7 @@ pub struct RemoveFromPhysmap {
 crate::assert_layout!(RemoveFromPhysmap, 16, gpfn @ 8);
 
 /// `xen_memory_reservation`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct MemoryReservation {
     /// IN/OUT: linear address of an array of frame numbers.
@@ -77,9 +71,7 @@ pub struct MemoryReservation {
 crate::assert_layout!(MemoryReservation, 32, extent_order @ 16, domid @ 24);
 
 /// `xen_memory_map`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct MemoryMap {
     /// IN: room; OUT: entries written.
@@ -92,9 +84,7 @@ pub struct MemoryMap {
 crate::assert_layout!(MemoryMap, 16);
 
 /// An E820 entry as the BIOS lays it out (20 bytes).
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, packed)]
 pub struct E820Entry {
     /// First byte.

@@ -10,9 +10,7 @@ pub const EOI: u64 = 9;
 pub const IRQSTAT_NEEDS_EOI: u32 = 1;
 
 /// `physdev_eoi`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Eoi {
     /// IN: PIRQ.
@@ -21,9 +19,7 @@ pub struct Eoi {
 crate::assert_layout!(Eoi, 4);
 
 /// `physdev_irq_status_query`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct IrqStatusQuery {
     /// IN: PIRQ.

@@ -33,9 +33,7 @@ pub const SHUTDOWN_WATCHDOG: u32 = 4;
 pub const POLL_MAX_PORTS: u32 = 128;
 
 /// `sched_poll`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Poll {
     /// IN: linear address of `nr_ports` × `u32`.
@@ -50,9 +48,7 @@ pub struct Poll {
 crate::assert_layout!(Poll, 24, nr_ports @ 8, timeout @ 16);
 
 /// `sched_shutdown`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Shutdown {
     /// IN: `SHUTDOWN_*`.
@@ -61,9 +57,7 @@ pub struct Shutdown {
 crate::assert_layout!(Shutdown, 4);
 
 /// `sched_watchdog`: id 0 makes one (returns its id), a timeout of 0 ends it, otherwise it is re-armed.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Watchdog {
     /// IN.
@@ -74,9 +68,7 @@ pub struct Watchdog {
 crate::assert_layout!(Watchdog, 8);
 
 /// `sched_remote_shutdown`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct RemoteShutdown {
     /// IN.

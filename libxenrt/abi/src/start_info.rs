@@ -8,9 +8,7 @@ pub const MAGIC: u32 = 0x336e_c578;
 pub const ELFNOTE_PHYS32_ENTRY: u32 = 18;
 
 /// `hvm_start_info`, version 1.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct HvmStartInfo {
     /// [`MAGIC`].
@@ -37,9 +35,7 @@ pub struct HvmStartInfo {
 crate::assert_layout!(HvmStartInfo, 56, modlist_paddr @ 16, cmdline_paddr @ 24, rsdp_paddr @ 32, memmap_paddr @ 40, memmap_entries @ 48);
 
 /// `hvm_modlist_entry`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ModlistEntry {
     /// Physical address.
@@ -54,9 +50,7 @@ pub struct ModlistEntry {
 crate::assert_layout!(ModlistEntry, 32);
 
 /// `hvm_memmap_table_entry`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct MemmapEntry {
     /// First byte.

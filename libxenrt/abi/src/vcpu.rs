@@ -31,9 +31,7 @@ pub const REGISTER_VCPU_TIME_MEMORY_AREA: u64 = 13;
 pub const SSHOTTMR_FUTURE: u32 = 1;
 
 /// `vcpu_set_singleshot_timer`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SetSingleshotTimer {
     /// IN: absolute system time in ns.
@@ -46,9 +44,7 @@ pub struct SetSingleshotTimer {
 crate::assert_layout!(SetSingleshotTimer, 16);
 
 /// `vcpu_register_vcpu_info`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct RegisterVcpuInfo {
     /// IN: guest frame.

@@ -62,9 +62,7 @@ pub mod extra {
 }
 
 /// `netif_tx_request`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct TxRequest {
     /// Page with the data.
@@ -81,9 +79,7 @@ pub struct TxRequest {
 crate::assert_layout!(TxRequest, 12, offset @ 4, flags @ 6, id @ 8, size @ 10);
 
 /// `netif_tx_response`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct TxResponse {
     /// Echoed.
@@ -94,9 +90,7 @@ pub struct TxResponse {
 crate::assert_layout!(TxResponse, 4);
 
 /// `netif_rx_request`: an empty page for the backend to fill.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct RxRequest {
     /// Echoed in the response.
@@ -109,9 +103,7 @@ pub struct RxRequest {
 crate::assert_layout!(RxRequest, 8, gref @ 4);
 
 /// `netif_rx_response`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct RxResponse {
     /// Echoed.
@@ -126,9 +118,7 @@ pub struct RxResponse {
 crate::assert_layout!(RxResponse, 8, offset @ 2, flags @ 4, status @ 6);
 
 /// `netif_extra_info` with the GSO union member; 8 bytes, laid over the first bytes of a slot of either ring.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ExtraGso {
     /// [`extra::GSO`].

@@ -95,9 +95,7 @@ impl MsgType {
 }
 
 /// `struct xsd_sockmsg`: the header of every message; `len` bytes of payload follow.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Header {
     /// [`MsgType`].
