@@ -7,7 +7,7 @@
 //! Why a journal: responses are published strictly in request order, so what a dead backend left unanswered is exactly
 //! `[rsp_prod, req_prod)`, and a fresh one needs nothing else. The one moment at which this is not so, a response half
 //! written over its request, is covered by the [`Survivor`] record.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "mutations")), no_std)]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 #![cfg_attr(
@@ -21,6 +21,64 @@
     )
 )]
 
+mod back;
+mod fault;
+mod front;
+mod ids;
 mod mem;
+#[cfg(any(test, feature = "mutations"))]
+pub mod mutation;
+mod survivor;
+mod window;
 
+pub use back::{Attached, BackRing, Published};
+pub use fault::{AttachError, FrontFault, Mismatch, RingFault};
+pub use front::{FrontRing, Full};
+pub use ids::Ids;
 pub use mem::SharedMem;
+pub use survivor::{Recovery, RingId, RingKind, State, Survivor};
+
+/// The back end of a netif TX ring: 12-byte requests, 4-byte responses, 256 slots.
+pub type TxBackRing<M> = BackRing<M, 256, 3, 1>;
+/// The back end of a netif RX ring: 8-byte requests and responses, 256 slots.
+pub type RxBackRing<M> = BackRing<M, 256, 2, 2>;
+/// The front end of a netif TX ring.
+pub type TxFrontRing<M> = FrontRing<M, 256, 3, 1>;
+/// The front end of a netif RX ring.
+pub type RxFrontRing<M> = FrontRing<M, 256, 2, 2>;
+
+/// Byte offset of word `word` of the slot that index `index` names, in a ring of `n` slots of `slot_words` words.
+/// `n` is a power of two, so the mask is exact and the sum stays far below `usize::MAX`.
+const fn slot_offset(index: u32, n: usize, slot_words: usize, word: usize) -> usize {
+    let slot = index as usize & n.wrapping_sub(1);
+    abi::io::ring::SLOTS.wrapping_add(slot.wrapping_mul(slot_words).wrapping_add(word).wrapping_mul(4))
+}
+
+/// Words of a slot: the larger of request and response, which share it (`DEFINE_RING_TYPES`' union).
+const fn slot_words(req: usize, rsp: usize) -> usize {
+    if req > rsp { req } else { rsp }
+}
+
+/// Does moving a producer index from `old` to `new` pass the index at which the peer wants an event? Modular, as
+/// `RING_PUSH_*_AND_CHECK_NOTIFY`.
+const fn passes_event(old: u32, new: u32, event: u32) -> bool {
+    new.wrapping_sub(event) < new.wrapping_sub(old)
+}
+
+/// Is this step left out by the mutation under test? Without the feature, never: the branch folds away.
+#[cfg(any(test, feature = "mutations"))]
+macro_rules! mutated {
+    ($name:ident) => {
+        $crate::mutation::active($crate::mutation::Mutation::$name)
+    };
+}
+#[cfg(not(any(test, feature = "mutations")))]
+macro_rules! mutated {
+    ($name:ident) => {
+        false
+    };
+}
+pub(crate) use mutated;
+
+#[cfg(test)]
+mod tests;
