@@ -20,6 +20,7 @@
 extern crate alloc;
 
 pub mod addr;
+pub mod evtchn;
 pub mod frames;
 
 pub use abi::ids::{DomId, EvtchnPort, GrantRef, VcpuId};
