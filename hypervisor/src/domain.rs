@@ -1,0 +1,196 @@
+//! A domain: its memory, vCPUs, special pages, counters and state. Made from the bundle at boot; a restart in place refills it.
+//!
+//! Locks, in the order they are taken: the list, then one domain's `p2m`, `hvm_params`, `grant_frames`, then the tables of
+//! `hv_core`, then `console`. What has no lock never changes after the domain was made, or is one atomic word.
+
+use crate::console::Log;
+use crate::mem::Tables;
+use crate::shared_frame::SharedFrame;
+use crate::vcpu::Vcpu;
+use abi::{DomId, bundle, hvm};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use hv_core::{Gfn, Mfn};
+use hv_npt::{Flush, Leaf, MapError, NestedTree, Rights};
+use spin::{Mutex, RwLock};
+
+/// The guest-physical address space of one domain: its nested page table, which is also the only record of what is where.
+/// RAM is what the frame table says the domain owns; another owner makes it a grant or a page of the hypervisor
+/// (`shared_info`, grant table); uncached means registers of an assigned device.
+#[derive(Debug)]
+pub struct P2m {
+    tree: NestedTree,
+}
+
+impl P2m {
+    /// An empty one; `None` without memory.
+    #[must_use]
+    pub fn new() -> Option<Self> {
+        Some(Self { tree: NestedTree::new(&mut Tables)? })
+    }
+    /// The root of the nested table, for nCR3.
+    #[must_use]
+    pub const fn root(&self) -> Mfn {
+        self.tree.root()
+    }
+    /// Frames of tables.
+    #[must_use]
+    pub const fn tables(&self) -> u64 {
+        self.tree.tables()
+    }
+    /// What is at `gfn`.
+    #[must_use]
+    pub fn lookup(&self, gfn: Gfn) -> Option<Leaf> {
+        self.tree.translate(&Tables, gfn)
+    }
+    /// Maps `pages` frames, replacing what was there. Where the result says `replaced`, the caller drops this lock, calls
+    /// `run::flush_tlb` and only then [`Self::reclaim`] and lets go of the frames.
+    ///
+    /// # Errors
+    /// As [`NestedTree::map`].
+    pub fn map(&mut self, at: Gfn, to: Mfn, pages: u64, rights: Rights) -> Result<Flush, MapError> {
+        self.tree.map(&mut Tables, at, to, pages, rights)
+    }
+    /// Takes `pages` frames away; to be flushed as in [`Self::map`].
+    ///
+    /// # Errors
+    /// As [`NestedTree::unmap`].
+    pub fn unmap(&mut self, at: Gfn, pages: u64) -> Result<Flush, MapError> {
+        self.tree.unmap(&mut Tables, at, pages)
+    }
+    /// Frees tables that became empty, after the flush.
+    pub fn reclaim(&mut self) {
+        self.tree.reclaim(&mut Tables);
+    }
+    /// The frame at `gfn`, to be read while the caller holds the p2m's lock.
+    #[must_use]
+    pub fn readable(&self, gfn: Gfn) -> Option<SharedFrame> {
+        let leaf = self.lookup(gfn)?;
+        if leaf.rights.contains(Rights::UNCACHED) {
+            return None;
+        }
+        // SAFETY: everything in a p2m but registers is a domain's RAM or a shared page, kept there by the p2m's lock.
+        Some(unsafe { SharedFrame::from_mfn(leaf.mfn) })
+    }
+    /// The frame at `gfn`, to be written while the caller holds the p2m's lock.
+    #[must_use]
+    pub fn writable(&self, gfn: Gfn) -> Option<SharedFrame> {
+        if self.lookup(gfn)?.rights.contains(Rights::WRITE) { self.readable(gfn) } else { None }
+    }
+}
+
+/// Counters of `xenolith::DomInfo`.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// World switches into it.
+    pub world_switches: AtomicU64,
+    /// Hypercalls made.
+    pub hypercalls: AtomicU64,
+    /// Events delivered.
+    pub events: AtomicU64,
+    /// Grant copies.
+    pub grant_copies: AtomicU64,
+    /// Bytes they moved.
+    pub grant_copy_bytes: AtomicU64,
+    /// CPU time used, ns.
+    pub cpu_ns: AtomicU64,
+}
+
+/// A domain.
+#[derive(Debug)]
+pub struct Domain {
+    /// Its number; survives restarts.
+    pub id: DomId,
+    /// Its name, as consoles show it.
+    pub name: heapless::String<32>,
+    /// Its record in the bundle: memory, entry registers, limits. Checked by `Bundle::parse`.
+    pub record: bundle::Domain,
+    /// Its pristine image: where each segment's bytes lie in the bundle, which stays in memory as it came.
+    pub image: &'static [bundle::Segment],
+    /// I/O ports it may use.
+    pub ports: &'static [bundle::Ports],
+    /// Its vCPUs by number.
+    pub vcpus: Box<[Arc<Vcpu>]>,
+    /// Guest-physical memory.
+    pub p2m: Mutex<P2m>,
+    /// The `shared_info` page, whether the domain has mapped it or not.
+    pub shared_info: SharedFrame,
+    /// Frames of the grant table so far, at most `record.max_grant_frames`.
+    pub grant_frames: Mutex<Vec<SharedFrame>>,
+    /// HVM parameters by number.
+    pub hvm_params: Mutex<[u64; hvm::NR_PARAMS as usize]>,
+    /// `xenolith::state`.
+    pub state: AtomicU32,
+    /// Why its vCPUs must not run now, [`pause`] bits; they may when it is 0.
+    pub paused: AtomicU32,
+    /// Restarts in place so far.
+    pub generation: AtomicU32,
+    /// `xenolith::cause` of the last stop.
+    pub last_cause: AtomicU32,
+    /// See [`Counters`].
+    pub counters: Counters,
+    /// Its console log.
+    pub console: Mutex<Log>,
+}
+
+/// Reasons in [`Domain::paused`].
+pub mod pause {
+    /// The control domain said so.
+    pub const ADMIN: u32 = 1 << 0;
+    /// Stopped by a fault or a shutdown.
+    pub const STOPPED: u32 = 1 << 1;
+    /// Being made or restarted.
+    pub const BUILDING: u32 = 1 << 2;
+}
+
+impl Domain {
+    /// RAM in frames; guest frames below this are its own.
+    #[must_use]
+    pub const fn mem_frames(&self) -> u64 {
+        self.record.mem_pages as u64
+    }
+    /// Guest frame of a special page, [`bundle::special`].
+    #[must_use]
+    pub const fn special_gfn(&self, which: u32) -> Gfn {
+        Gfn::containing((self.record.mem_pages as u64).saturating_sub(which as u64) * abi::PAGE_SIZE as u64)
+    }
+    /// Whether it may call the *control* commands.
+    #[must_use]
+    pub const fn is_control(&self) -> bool {
+        self.record.flags & bundle::flags::CONTROL != 0
+    }
+    /// Whether its vCPUs go before others.
+    #[must_use]
+    pub const fn is_driver(&self) -> bool {
+        self.record.flags & bundle::flags::DRIVER != 0
+    }
+    /// vCPU by number.
+    #[must_use]
+    pub fn vcpu(&self, id: u32) -> Option<&Arc<Vcpu>> {
+        self.vcpus.get(id as usize)
+    }
+    /// Whether its vCPUs may run.
+    #[must_use]
+    pub fn runnable(&self) -> bool {
+        self.paused.load(Relaxed) == 0
+    }
+}
+
+static DOMAINS: RwLock<Vec<Arc<Domain>>> = RwLock::new(Vec::new());
+
+/// The domain with this number.
+#[must_use]
+pub fn find(id: DomId) -> Option<Arc<Domain>> {
+    DOMAINS.read().iter().find(|d| d.id == id).cloned()
+}
+/// All domains, ascending by number.
+#[must_use]
+pub fn all() -> Vec<Arc<Domain>> {
+    DOMAINS.read().clone()
+}
+/// Makes a domain known. Its number is new and greater than those before it (`Bundle::parse` checked the order).
+pub fn add(domain: Arc<Domain>) {
+    DOMAINS.write().push(domain);
+}

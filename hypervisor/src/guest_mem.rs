@@ -1,0 +1,155 @@
+//! Guest memory by the addresses guests use: linear addresses through a software walk of the guest's own page tables, then
+//! guest-physical ones through its p2m. Everything read is a copy; nothing is trusted.
+
+use crate::domain::Domain;
+use abi::{Errno, PAGE_SIZE};
+use hv_core::Gfn;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// How the guest translates linear addresses at the time of the exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Paging {
+    /// CR0.PG clear: linear = guest-physical.
+    Off,
+    /// Long mode, 4 levels, from this CR3.
+    Long {
+        /// CR3.
+        cr3: u64,
+    },
+    /// A mode no guest of ours makes hypercalls in (PAE or 2-level legacy paging).
+    Unsupported,
+}
+
+/// A guest's memory as it sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestMem<'a> {
+    domain: &'a Domain,
+    paging: Paging,
+}
+
+const PRESENT: u64 = 1;
+const WRITABLE: u64 = 1 << 1;
+const LARGE: u64 = 1 << 7;
+const ADDR: u64 = 0x000f_ffff_ffff_f000;
+const PAGE: u64 = PAGE_SIZE as u64;
+
+impl<'a> GuestMem<'a> {
+    /// The view of a vCPU of `domain` that translates by `paging`.
+    #[must_use]
+    pub const fn new(domain: &'a Domain, paging: Paging) -> Self {
+        Self { domain, paging }
+    }
+
+    /// Guest-physical address of linear `addr`.
+    ///
+    /// # Errors
+    /// `EFAULT` where the guest's tables do not map it (or not writable, if `write`).
+    pub fn translate(&self, addr: u64, write: bool) -> Result<u64, Errno> {
+        let mut table = match self.paging {
+            Paging::Off => return Ok(addr & 0xffff_ffff),
+            Paging::Long { cr3 } => cr3 & ADDR,
+            Paging::Unsupported => return Err(Errno::EFAULT),
+        };
+        for level in (0..4u32).rev() {
+            let shift = 12 + 9 * level;
+            let index = addr >> shift & 0x1ff;
+            let entry = self.read_entry(table + index * 8)?;
+            if entry & PRESENT == 0 || (write && entry & WRITABLE == 0) {
+                return Err(Errno::EFAULT);
+            }
+            let page_mask = (1u64 << shift) - 1;
+            if level == 0 || (level <= 2 && entry & LARGE != 0) {
+                return Ok((entry & ADDR & !page_mask) | (addr & page_mask));
+            }
+            table = entry & ADDR;
+        }
+        Err(Errno::EFAULT)
+    }
+
+    fn read_entry(&self, gpa: u64) -> Result<u64, Errno> {
+        let mut raw = [0; 8];
+        self.domain.read_phys(gpa, &mut raw)?;
+        Ok(u64::from_le_bytes(raw))
+    }
+
+    fn each_page(
+        addr: u64,
+        len: usize,
+        mut f: impl FnMut(u64, usize, usize) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let mut done = 0;
+        while done < len {
+            let at = addr.checked_add(done as u64).ok_or(Errno::EFAULT)?;
+            let part = (len - done).min((PAGE - at % PAGE) as usize);
+            f(at, done, part)?;
+            done += part;
+        }
+        Ok(())
+    }
+
+    /// Copies from linear `addr` into `to`.
+    ///
+    /// # Errors
+    /// `EFAULT` if a page does not translate; `to` may then be partly written.
+    pub fn read_bytes(&self, addr: u64, to: &mut [u8]) -> Result<(), Errno> {
+        let len = to.len();
+        Self::each_page(addr, len, |at, done, part| {
+            let gpa = self.translate(at, false)?;
+            self.domain.read_phys(gpa, to.get_mut(done..done + part).ok_or(Errno::EFAULT)?)
+        })
+    }
+    /// Copies `from` to linear `addr`.
+    ///
+    /// # Errors
+    /// `EFAULT` if a page does not translate or is not writable; the pages before it have been written.
+    pub fn write_bytes(&self, addr: u64, from: &[u8]) -> Result<(), Errno> {
+        Self::each_page(addr, from.len(), |at, done, part| {
+            let gpa = self.translate(at, true)?;
+            self.domain.write_phys(gpa, from.get(done..done + part).ok_or(Errno::EFAULT)?)
+        })
+    }
+    /// `copy_from_guest`: a structure at linear `addr`, as a private copy.
+    ///
+    /// # Errors
+    /// As [`Self::read_bytes`].
+    pub fn read<T: FromBytes + IntoBytes>(&self, addr: u64) -> Result<T, Errno> {
+        let mut value = T::new_zeroed();
+        self.read_bytes(addr, value.as_mut_bytes())?;
+        Ok(value)
+    }
+    /// `copy_to_guest`.
+    ///
+    /// # Errors
+    /// As [`Self::write_bytes`].
+    pub fn write<T: IntoBytes + Immutable>(&self, addr: u64, value: &T) -> Result<(), Errno> {
+        self.write_bytes(addr, value.as_bytes())
+    }
+}
+
+impl Domain {
+    /// Copies from guest-physical memory.
+    ///
+    /// # Errors
+    /// `EFAULT` where nothing is mapped.
+    pub fn read_phys(&self, gpa: u64, to: &mut [u8]) -> Result<(), Errno> {
+        let len = to.len();
+        GuestMem::each_page(gpa, len, |at, done, part| {
+            let p2m = self.p2m.lock();
+            let frame = p2m.readable(Gfn::containing(at)).ok_or(Errno::EFAULT)?;
+            let to = to.get_mut(done..done + part).ok_or(Errno::EFAULT)?;
+            if frame.read((at % PAGE) as usize, to) { Ok(()) } else { Err(Errno::EFAULT) }
+        })
+    }
+    /// Copies into guest-physical memory.
+    ///
+    /// # Errors
+    /// `EFAULT` where nothing is mapped writable.
+    pub fn write_phys(&self, gpa: u64, from: &[u8]) -> Result<(), Errno> {
+        GuestMem::each_page(gpa, from.len(), |at, done, part| {
+            let p2m = self.p2m.lock();
+            let frame = p2m.writable(Gfn::containing(at)).ok_or(Errno::EFAULT)?;
+            let from = from.get(done..done + part).ok_or(Errno::EFAULT)?;
+            if frame.write((at % PAGE) as usize, from) { Ok(()) } else { Err(Errno::EFAULT) }
+        })
+    }
+}
