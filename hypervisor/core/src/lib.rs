@@ -22,6 +22,10 @@ extern crate alloc;
 pub mod addr;
 pub mod evtchn;
 pub mod frames;
+pub mod lifecycle;
+pub mod sched;
+pub mod timer;
+pub mod watchdog;
 
 pub use abi::ids::{DomId, EvtchnPort, GrantRef, VcpuId};
 pub use addr::{Dfn, Gfn, Mfn};

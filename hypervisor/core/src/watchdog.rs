@@ -1,0 +1,146 @@
+//! Watchdogs of a domain: Xen's, in seconds of system time, and ours, in milliseconds of time in which the vCPU could run.
+//!
+//! The fine one does not run while its vCPU is blocked: an idle driver domain costs nothing and cannot miss it, a spinning
+//! one is caught within its period. See `docs/decisions/0001-interfaces-first.md`.
+
+use abi::Errno;
+
+/// Watchdogs of a domain (`NR_DOMAIN_WATCHDOG_TIMERS`).
+pub const SLOTS: usize = 2;
+const NS_PER_S: u64 = 1_000_000_000;
+const NS_PER_MS: u64 = 1_000_000;
+
+/// Why `SCHEDOP_watchdog` was refused; nothing changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchdogError {
+    /// No watchdog of this number, or a new one without a time.
+    Invalid(u32),
+    /// All in use.
+    NoSlot,
+}
+
+impl From<WatchdogError> for Errno {
+    fn from(e: WatchdogError) -> Self {
+        match e {
+            WatchdogError::Invalid(_) => Self::EINVAL,
+            WatchdogError::NoSlot => Self::ENOSPC,
+        }
+    }
+}
+
+/// `SCHEDOP_watchdog`: deadlines in system time, by id less one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Watchdogs {
+    deadlines_ns: [Option<u64>; SLOTS],
+}
+
+impl Watchdogs {
+    /// `SCHEDOP_watchdog(id, timeout)`: the hypercall's result (a new one's id, else 0).
+    ///
+    /// # Errors
+    /// [`WatchdogError`].
+    pub fn set(&mut self, id: u32, timeout_s: u32, now_ns: u64) -> Result<u32, WatchdogError> {
+        let invalid = WatchdogError::Invalid(id);
+        let deadline = now_ns.saturating_add(u64::from(timeout_s).saturating_mul(NS_PER_S));
+        let Some(index) = id.checked_sub(1) else {
+            if timeout_s == 0 {
+                return Err(invalid);
+            }
+            let free = (1u32..).zip(&mut self.deadlines_ns).find(|(_, slot)| slot.is_none());
+            let (new_id, slot) = free.ok_or(WatchdogError::NoSlot)?;
+            *slot = Some(deadline);
+            return Ok(new_id);
+        };
+        let slot = self.deadlines_ns.get_mut(index as usize).filter(|slot| slot.is_some()).ok_or(invalid)?;
+        *slot = (timeout_s != 0).then_some(deadline);
+        Ok(0)
+    }
+
+    /// The next deadline.
+    #[must_use]
+    pub fn next_ns(&self) -> Option<u64> {
+        self.deadlines_ns.iter().flatten().min().copied()
+    }
+}
+
+/// The fine watchdog of one vCPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FineWatchdog {
+    /// Armed: ns of busy time left at `busy_since_ns`, or while idle.
+    left_ns: Option<u64>,
+    busy_since_ns: Option<u64>,
+}
+
+impl FineWatchdog {
+    /// Arms or feeds it; 0 ends it.
+    pub fn arm(&mut self, timeout_ms: u64, now_ns: u64) {
+        self.left_ns = (timeout_ms != 0).then(|| timeout_ms.saturating_mul(NS_PER_MS));
+        self.busy_since_ns = self.busy_since_ns.map(|_| now_ns);
+    }
+
+    /// The vCPU became busy (runnable or running) or idle (blocked, polling, paused).
+    pub fn set_busy(&mut self, busy: bool, now_ns: u64) {
+        if busy == self.busy_since_ns.is_some() {
+            return;
+        }
+        if let (Some(left), Some(since)) = (self.left_ns, self.busy_since_ns) {
+            self.left_ns = Some(left.saturating_sub(now_ns.saturating_sub(since)));
+        }
+        self.busy_since_ns = busy.then_some(now_ns);
+    }
+
+    /// When it is missed, in system time; `None` while it is not armed or its vCPU is idle.
+    #[must_use]
+    pub fn deadline_ns(&self) -> Option<u64> {
+        Some(self.busy_since_ns?.saturating_add(self.left_ns?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn xens_watchdogs_are_numbered_fed_and_ended() {
+        let mut w = Watchdogs::default();
+        assert_eq!(w.set(0, 0, 0), Err(WatchdogError::Invalid(0)));
+        assert_eq!(w.set(1, 5, 0), Err(WatchdogError::Invalid(1)));
+        assert_eq!(w.set(0, 5, 0), Ok(1));
+        assert_eq!(w.set(0, 3, 0), Ok(2));
+        assert_eq!(w.set(0, 3, 0), Err(WatchdogError::NoSlot));
+        assert_eq!(w.set(3, 3, 0), Err(WatchdogError::Invalid(3)));
+        assert_eq!(w.next_ns(), Some(3 * NS_PER_S));
+        assert_eq!(w.set(2, 9, NS_PER_S), Ok(0));
+        assert_eq!(w.next_ns(), Some(5 * NS_PER_S));
+        assert_eq!(w.set(1, 0, 0), Ok(0));
+        assert_eq!(w.next_ns(), Some(10 * NS_PER_S));
+        assert_eq!(w.set(2, u32::MAX, u64::MAX), Ok(0));
+        assert_eq!(w.next_ns(), Some(u64::MAX));
+    }
+
+    #[test]
+    fn the_fine_one_counts_busy_time_only() {
+        let mut w = FineWatchdog::default();
+        w.set_busy(true, 0);
+        w.arm(10, 1_000_000);
+        assert_eq!(w.deadline_ns(), Some(11_000_000));
+        w.set_busy(false, 5_000_000);
+        assert_eq!(w.deadline_ns(), None);
+        w.set_busy(true, 500_000_000);
+        w.set_busy(true, 500_000_001);
+        assert_eq!(w.deadline_ns(), Some(506_000_000));
+        w.arm(10, 501_000_000);
+        assert_eq!(w.deadline_ns(), Some(511_000_000));
+        w.arm(0, 502_000_000);
+        assert_eq!(w.deadline_ns(), None);
+    }
+
+    #[test]
+    fn arming_while_idle_starts_with_the_next_busy_time() {
+        let mut w = FineWatchdog::default();
+        w.arm(2, 100);
+        assert_eq!(w.deadline_ns(), None);
+        w.set_busy(true, 900);
+        assert_eq!(w.deadline_ns(), Some(2_000_900));
+    }
+}
