@@ -1,1 +1,42 @@
-fn main() {}
+//! Builds, boots, drives, tests and measures Xenolith; `cargo xtask help` lists what it can do.
+//!
+//! One command is one file or folder here and ends in one `run` function; they meet in [`manifest`] (what a system
+//! consists of) and [`image`] (how it becomes bytes). All that touches the host's state, beyond `target/`, is in [`setup`].
+mod cargo;
+mod image;
+mod manifest;
+mod paths;
+mod table;
+mod units;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Build, run, drive, test and measure Xenolith", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build images and the system's bundle, and print their sizes
+    Build(image::Args),
+}
+
+fn main() -> std::process::ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<std::process::ExitCode> {
+    match command {
+        Command::Build(args) => image::run(&args).map(|()| std::process::ExitCode::SUCCESS),
+    }
+}

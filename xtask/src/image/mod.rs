@@ -1,0 +1,161 @@
+//! `cargo xtask build`: images and the bundle of a system, with their sizes.
+//!
+//! [`elf`] flattens what cargo has built, [`boot`] lays what a domain finds below its image, [`bundle`] packs it all.
+mod boot;
+mod bundle;
+mod elf;
+
+use crate::manifest::{self, System, image::Image};
+use crate::units::kib;
+use crate::{cargo, paths, table};
+use anyhow::{Context, Result};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Arguments of `build`.
+#[derive(clap::Args, Default)]
+pub struct Args {
+    /// Images to build (files in images/, without .toml); none = those of the system and its bundle
+    images: Vec<String>,
+    /// The system whose bundle is written
+    #[arg(long, default_value = "default")]
+    system: String,
+    /// Build every image there is, without a bundle
+    #[arg(long, conflicts_with_all = ["images", "system"])]
+    all: bool,
+    /// Print the sizes as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What one image weighs.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Weight {
+    /// Name.
+    pub image: String,
+    /// Bytes of executable segments.
+    pub text: u64,
+    /// Bytes in the bundle.
+    pub total: u64,
+    /// Bytes of memory it takes, with BSS.
+    pub memory: u64,
+    /// `total` compressed by gzip.
+    pub gzip: u64,
+    /// What `total` shall stay below.
+    pub aim: Option<u64>,
+    /// What it is.
+    pub about: String,
+}
+
+/// A system that can boot.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// ELF for `-kernel`.
+    pub hypervisor: PathBuf,
+    /// File for `-initrd`.
+    pub bundle: PathBuf,
+    /// Sizes of its images.
+    pub weights: Vec<Weight>,
+}
+
+/// The command.
+///
+/// # Errors
+/// Whatever is wrong with manifests or images; cargo's failure.
+pub fn run(args: &Args) -> Result<()> {
+    let weights = if args.all || !args.images.is_empty() {
+        let names = if args.all { manifest::names(&paths::images()) } else { args.images.clone() };
+        let images = load_all(names.iter().map(String::as_str))?;
+        build_packages(&images, false)?;
+        flatten_all(images)?.values().map(|(image, flat)| weigh(image, flat)).collect::<Result<_>>()?
+    } else {
+        let built = system(&System::load(&args.system)?, &args.system)?;
+        if !args.json {
+            println!("hypervisor  {}", built.hypervisor.display());
+            println!("bundle      {}\n", built.bundle.display());
+        }
+        built.weights
+    };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&weights)?);
+    } else {
+        print!("{}", describe(&weights));
+    }
+    Ok(())
+}
+
+/// The table of sizes.
+pub fn describe(weights: &[Weight]) -> String {
+    let rows: Vec<Vec<String>> = weights
+        .iter()
+        .map(|w| {
+            let verdict = match w.aim {
+                Some(aim) if w.total > aim => format!("above its aim of {}", kib(aim)),
+                Some(aim) => format!("≤ {}", kib(aim)),
+                None => String::new(),
+            };
+            vec![w.image.clone(), kib(w.text), kib(w.total), kib(w.memory), kib(w.gzip), verdict, w.about.clone()]
+        })
+        .collect();
+    table::format(&["image", "text", "total", "memory", "gzip", "aim", "what it is"], &rows)
+}
+
+/// Builds the hypervisor and all images of a system, and writes its bundle to `target/xenolith/NAME.bundle`.
+///
+/// # Errors
+/// Whatever is wrong with the manifest or an image; cargo's failure.
+pub fn system(system: &System, name: &str) -> Result<Built> {
+    let images = load_all(system.domains.iter().map(|d| d.image.as_str()))?;
+    build_packages(&images, true)?;
+    let flats = flatten_all(images)?;
+    let bytes = bundle::compose(system, &flats)?;
+    let stem = std::path::Path::new(name).file_stem().map_or("system".into(), |s| s.to_string_lossy());
+    std::fs::create_dir_all(paths::output()).with_context(|| format!("cannot create {}", paths::output().display()))?;
+    let bundle = paths::output().join(format!("{stem}.bundle"));
+    std::fs::write(&bundle, bytes).with_context(|| format!("cannot write {}", bundle.display()))?;
+    let weights = flats.values().map(|(image, flat)| weigh(image, flat)).collect::<Result<_>>()?;
+    Ok(Built { hypervisor: paths::executable("hypervisor"), bundle, weights })
+}
+
+fn load_all<'a>(names: impl Iterator<Item = &'a str>) -> Result<Vec<Image>> {
+    let names: BTreeSet<&str> = names.collect();
+    names.into_iter().map(Image::load).collect()
+}
+
+fn build_packages(images: &[Image], with_hypervisor: bool) -> Result<()> {
+    let mut packages: Vec<(&str, &[String])> =
+        images.iter().map(|image| (image.package.as_str(), image.features.as_slice())).collect();
+    if with_hypervisor {
+        packages.push(("hypervisor", &[]));
+    }
+    cargo::build_freestanding(&packages)
+}
+
+fn flatten_all(images: Vec<Image>) -> Result<BTreeMap<String, (Image, elf::Flat)>> {
+    images
+        .into_iter()
+        .map(|image| {
+            let path = paths::executable(&image.package);
+            let file = std::fs::read(&path).with_context(|| {
+                format!("image `{}`: package `{}` built no {}", image.name, image.package, path.display())
+            })?;
+            let flat = elf::flatten(&file).with_context(|| format!("image `{}` ({})", image.name, path.display()))?;
+            Ok((image.name.clone(), (image, flat)))
+        })
+        .collect()
+}
+
+fn weigh(image: &Image, flat: &elf::Flat) -> Result<Weight> {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    gzip.write_all(&flat.bytes)?;
+    Ok(Weight {
+        image: image.name.clone(),
+        text: flat.text_len,
+        total: flat.bytes.len() as u64,
+        memory: flat.mem_len,
+        gzip: gzip.finish()?.len() as u64,
+        aim: image.aim.map(|aim| aim.0),
+        about: image.about.clone(),
+    })
+}

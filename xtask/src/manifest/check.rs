@@ -1,0 +1,203 @@
+//! Contradictions in a system manifest, each told with the thing's name and what to do about it.
+
+use super::{Domain, Role, System};
+use anyhow::{Result, bail, ensure};
+use std::collections::BTreeMap;
+
+/// RAM the hypervisor keeps: itself, its heap, page tables, the pristine bundle.
+pub const HYPERVISOR_RESERVE: u64 = 32 << 20;
+/// libxenrt maps foreign pages from 1 GiB up, so RAM ends there.
+pub const MAX_DOMAIN_MEMORY: u64 = 1 << 30;
+
+/// Checks all that needs no built image.
+///
+/// # Errors
+/// The first contradiction found.
+pub fn system(system: &System) -> Result<()> {
+    ensure!(!system.domains.is_empty(), "no [[domain]]: the first one has to be the control domain");
+    ensure!((1..=64).contains(&system.machine.cpus), "machine.cpus = {}: 1 to 64 are possible", system.machine.cpus);
+    names(system)?;
+    roles(system)?;
+    for domain in &system.domains {
+        self::domain(system, domain)?;
+    }
+    devices(system)?;
+    memory(system)
+}
+
+fn names(system: &System) -> Result<()> {
+    let mut seen = std::collections::BTreeSet::new();
+    for domain in &system.domains {
+        let name = &domain.name;
+        ensure!(
+            (1..=31).contains(&name.len())
+                && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'),
+            "domain name `{name}`: 1 to 31 of a-z, 0-9 and `-` are possible"
+        );
+        ensure!(seen.insert(name), "two domains are named `{name}`; rename one of them");
+    }
+    Ok(())
+}
+
+fn roles(system: &System) -> Result<()> {
+    let controls: Vec<&str> =
+        system.domains.iter().filter(|d| d.role == Role::Control).map(|d| d.name.as_str()).collect();
+    match controls.as_slice() {
+        [] => bail!("no domain has role = \"control\"; the first one has to"),
+        [one] if system.domain_is_first(one) => Ok(()),
+        [one] => bail!("the control domain `{one}` has to be the first [[domain]], since its number is 0"),
+        more => bail!("{} domains have role = \"control\" ({}); only the first may", more.len(), more.join(", ")),
+    }
+}
+
+fn domain(system: &System, domain: &Domain) -> Result<()> {
+    let name = &domain.name;
+    let cpus = system.machine.cpus;
+    ensure!(domain.vcpus >= 1, "domain `{name}`: vcpus = 0; it needs at least one");
+    if let Some(cpu) = domain.cpus.iter().find(|&&cpu| cpu >= cpus) {
+        bail!("domain `{name}`: cpus names {cpu}, but the machine has only 0 to {}", cpus - 1);
+    }
+    ensure!(
+        domain.memory.0.is_multiple_of(4096) && domain.memory.0 <= MAX_DOMAIN_MEMORY,
+        "domain `{name}`: memory = {}; whole pages up to 1GiB are possible",
+        domain.memory
+    );
+    for (key, value) in &domain.config {
+        ensure!(
+            !key.is_empty() && !key.contains(['=', '\n', ' ']) && !value.contains('\n'),
+            "domain `{name}`: config key `{key}`: keys have no `=` or space, and nothing has a line break"
+        );
+    }
+    ensure!(
+        domain.role != Role::Control || (domain.config.is_empty() && domain.vifs.is_empty()),
+        "domain `{name}`: the control domain's config is the initial xenstore; it takes neither `config` nor `vif`"
+    );
+    ensure!(
+        !domain.command_line.contains(['\n', '\0']) && domain.command_line.len() < 1024,
+        "domain `{name}`: command-line has to be one line below 1024 bytes"
+    );
+    for ports in &domain.ports {
+        ensure!(
+            ports.count >= 1 && ports.first.checked_add(ports.count - 1).is_some(),
+            "domain `{name}`: ports from {:#x}, {} of them: not within 0 to 0xffff",
+            ports.first,
+            ports.count
+        );
+    }
+    vifs(system, domain)?;
+    for target in &domain.may_crash {
+        ensure!(
+            system.domid(target).is_some(),
+            "domain `{name}`: may-crash names `{target}`, which is no domain of this system"
+        );
+    }
+    Ok(())
+}
+
+fn vifs(system: &System, domain: &Domain) -> Result<()> {
+    let name = &domain.name;
+    for (index, vif) in domain.vifs.iter().enumerate() {
+        let backend = &vif.backend;
+        let Some(found) = system.domains.iter().find(|d| d.name == *backend) else {
+            let drivers: Vec<&str> =
+                system.domains.iter().filter(|d| d.role == Role::Driver).map(|d| d.name.as_str()).collect();
+            bail!(
+                "domain `{name}`: vif {index} has backend = \"{backend}\", which is no domain of this system; drivers are: {}",
+                if drivers.is_empty() { "none".to_string() } else { drivers.join(", ") }
+            );
+        };
+        ensure!(
+            found.role == Role::Driver,
+            "domain `{name}`: vif {index} has backend = \"{backend}\", which is no driver; give it role = \"driver\""
+        );
+        for (other, twin) in system.vifs() {
+            ensure!(
+                twin.mac != vif.mac || std::ptr::eq(twin, vif),
+                "domain `{name}`: vif {index} has the MAC {} of a vif of `{other}`; each needs its own",
+                vif.mac
+            );
+        }
+        for rule in &vif.rules {
+            ensure!(
+                !rule.contains(['\n', '\t', ';']) && !rule.is_empty(),
+                "domain `{name}`: vif {index}: the rule `{rule}` is empty or holds a tab, line break or `;`"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn devices(system: &System) -> Result<()> {
+    let mut owners = BTreeMap::new();
+    let mut irqs: BTreeMap<u32, &str> = BTreeMap::new();
+    for domain in &system.domains {
+        if let Some(device) = domain.device {
+            if let Some(other) = owners.insert(device, &domain.name) {
+                bail!(
+                    "device {device} is owned by `{other}` and by `{}`; a device has one owner, remove one `device`",
+                    domain.name
+                );
+            }
+            ensure!(
+                domain.role == Role::Driver,
+                "domain `{}` owns device {device} but is no driver; give it role = \"driver\"",
+                domain.name
+            );
+            ensure!(
+                system.machine.nics.iter().any(|nic| nic.address == device),
+                "domain `{}` owns device {device}, but the machine has nothing there; add a [[machine.nic]]",
+                domain.name
+            );
+        }
+        for ports in domain.ports.iter().filter(|p| p.irq != 0) {
+            if let Some(other) = irqs.insert(ports.irq, &domain.name) {
+                bail!("interrupt {} is given to `{other}` and to `{}`; remove one", ports.irq, domain.name);
+            }
+        }
+    }
+    let mut all: Vec<(u16, u16, &str)> = Vec::new();
+    for domain in &system.domains {
+        for ports in &domain.ports {
+            let last = ports.first + (ports.count - 1);
+            if let Some(&(.., other)) = all.iter().find(|&&(first, end, _)| ports.first <= end && first <= last) {
+                bail!(
+                    "I/O ports {:#x}–{last:#x} are given to `{other}` and to `{}`; remove one",
+                    ports.first,
+                    domain.name
+                );
+            }
+            all.push((ports.first, last, &domain.name));
+        }
+    }
+    let mut places = std::collections::BTreeSet::new();
+    for nic in &system.machine.nics {
+        ensure!(places.insert(nic.address), "two [[machine.nic]] sit at {}; move one", nic.address);
+        ensure!(nic.address.0 >> 8 == 0 && nic.address.0 & 7 == 0, "a NIC at {}: QEMU puts it on 00:DD.0", nic.address);
+    }
+    Ok(())
+}
+
+fn memory(system: &System) -> Result<()> {
+    let domains: u64 = system.domains.iter().map(|d| d.memory.0).fold(0, u64::saturating_add);
+    let needed = domains.saturating_add(HYPERVISOR_RESERVE);
+    let have = system.machine.memory.0;
+    ensure!(
+        needed <= have,
+        "the domains' memory is {} MiB in sum and the hypervisor keeps {} MiB, but machine.memory is {}; give the machine more or a domain less",
+        domains >> 20,
+        HYPERVISOR_RESERVE >> 20,
+        system.machine.memory
+    );
+    Ok(())
+}
+
+impl System {
+    fn domain_is_first(&self, name: &str) -> bool {
+        self.domains.first().is_some_and(|d| d.name == name)
+    }
+
+    /// Every vif with its domain's name.
+    pub fn vifs(&self) -> impl Iterator<Item = (&str, &super::Vif)> {
+        self.domains.iter().flat_map(|d| d.vifs.iter().map(move |v| (d.name.as_str(), v)))
+    }
+}
