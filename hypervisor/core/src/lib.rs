@@ -19,6 +19,7 @@
 
 extern crate alloc;
 
+pub mod acpi;
 pub mod addr;
 pub mod evtchn;
 pub mod frames;
