@@ -23,6 +23,7 @@ pub mod acpi;
 pub mod addr;
 pub mod evtchn;
 pub mod frames;
+pub mod grants;
 pub mod lifecycle;
 pub mod sched;
 pub mod timer;
