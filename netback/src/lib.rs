@@ -1,4 +1,28 @@
+//! The network backend: everything of a `netback-DEVICE` domain that is neither a register nor a hypercall.
+//!
+//! Frames come from vifs (guests, over netif rings) and from the NIC, pass the switch ([`Fabric`]) and leave through vifs
+//! or the NIC. The domain's side is reached through [`Platform`], [`Area`] and [`Store`], the device through
+//! [`nic::Nic`]; `unikernels/netback-DEVICE` wires them to libxenrt, `tests/sim` to a fake hypervisor. All of it is soft
+//! state: after a restart `Backend::start` finds the connected vifs in xenstore and goes on in their rings.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
+#![deny(missing_docs)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+extern crate alloc;
 
 pub mod nic;
+mod platform;
+mod ports;
+
+pub use platform::{Area, Platform, Store, StoreError};
+pub use ports::{Fabric, PortId, PortSet};

@@ -1,0 +1,98 @@
+//! What the backend needs of the domain it runs in. libxenrt's wiring implements it with hypercalls, the simulation with
+//! a fake hypervisor. All calls return at once, except [`Store`]'s, which wait for the store with a deadline.
+
+use abi::grant::GrantCopy;
+use abi::{DomId, Errno, EvtchnPort, GrantRef};
+use alloc::string::String;
+use alloc::vec::Vec;
+use ring::SharedMem;
+
+/// Grants, events and time.
+pub trait Platform {
+    /// A frontend's ring page, mapped.
+    type Page: SharedMem;
+
+    /// Maps a page granted by `dom`, writable.
+    ///
+    /// # Errors
+    /// The grant does not permit it.
+    fn map(&mut self, dom: DomId, gref: GrantRef) -> Result<Self::Page, Errno>;
+
+    /// Undoes [`map`](Self::map).
+    fn unmap(&mut self, page: Self::Page);
+
+    /// Binds to `dom`'s port (`EVTCHNOP_bind_interdomain`); events of the local port wake the domain.
+    ///
+    /// # Errors
+    /// The port is not there for this domain.
+    fn bind(&mut self, dom: DomId, port: EvtchnPort) -> Result<EvtchnPort, Errno>;
+
+    /// Closes a local port.
+    fn unbind(&mut self, port: EvtchnPort);
+
+    /// Sends events; one multicall where there are several.
+    fn notify(&mut self, ports: &[EvtchnPort]);
+
+    /// Performs grant copies in one hypercall (or as few as its limits allow) and fills in every `status`.
+    fn copy(&mut self, operations: &mut [GrantCopy]);
+
+    /// Microseconds since some start; never goes back.
+    fn now_us(&self) -> u64;
+
+    /// A step of the backend is done; fault injection may end the domain here.
+    fn crash_point(&mut self) {}
+}
+
+/// The domain's packet memory: contiguous, page-aligned RAM that the device may read and write. The device may write at
+/// any time, so bytes are copied out and the copy is checked.
+pub trait Area {
+    /// Address of byte 0, both guest-physical and as the device sees it; a multiple of 4096.
+    fn base(&self) -> u64;
+    /// Bytes; a multiple of 4096.
+    fn len_bytes(&self) -> usize;
+    /// Copies out; bytes outside of the area read as 0.
+    fn read(&self, offset: usize, out: &mut [u8]);
+    /// Copies in; bytes outside of the area are dropped.
+    fn write(&mut self, offset: usize, bytes: &[u8]);
+}
+
+/// Why the store did not do what it was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreError {
+    /// It answered with an error.
+    Refused(Errno),
+    /// It did not answer in time.
+    Timeout,
+}
+
+/// Xenstore, as far as a backend uses it. Paths are absolute. Lists go out together (pipelined), so that a call costs one
+/// round trip, not one per node.
+pub trait Store {
+    /// Values of nodes; `None` where there is no such node, or none this domain may read.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn read(&mut self, paths: &[String]) -> Result<Vec<Option<String>>, StoreError>;
+
+    /// Names of the children of nodes; empty where there is no such node.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn list(&mut self, paths: &[String]) -> Result<Vec<Vec<String>>, StoreError>;
+
+    /// Writes nodes, in this order.
+    ///
+    /// # Errors
+    /// [`StoreError`], the first that occurred.
+    fn write(&mut self, nodes: &[(String, String)]) -> Result<(), StoreError>;
+
+    /// Watches a node and all below it; the backend is told (`Backend::store_changed`) with the path
+    /// of each change.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn watch(&mut self, path: &str) -> Result<(), StoreError>;
+
+    /// Ends a watch. One that does not exist is no error.
+    fn unwatch(&mut self, path: &str);
+}
