@@ -1,0 +1,165 @@
+//! Watches: who hears of which change, and the events that wait to be sent.
+
+use super::quota::Quota;
+use super::transaction::Change;
+use super::{Session, Store};
+use abi::DomId;
+use alloc::collections::VecDeque;
+use alloc::string::String;
+use alloc::vec::Vec;
+use xenstore::{Path, XsError};
+
+/// A watch event: the payload of `XS_WATCH_EVENT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The changed path, relative if the watch was.
+    pub path: String,
+    /// The watch's token.
+    pub token: String,
+}
+
+impl Event {
+    fn bytes(&self) -> usize {
+        self.path.len().saturating_add(self.token.len())
+    }
+}
+
+#[derive(Debug)]
+struct Watch {
+    path: Path,
+    /// Registered by a path relative to the domain's directory: events are told the same way.
+    relative: bool,
+    token: String,
+}
+
+impl Watch {
+    fn bytes(&self) -> usize {
+        self.path.as_str().len().saturating_add(self.token.len())
+    }
+
+    fn event(&self, changed: &Path, domid: DomId) -> Event {
+        let path = if self.relative { changed.relative_to(domid) } else { None };
+        Event { path: String::from(path.unwrap_or(changed.as_str())), token: self.token.clone() }
+    }
+}
+
+/// One domain's watches and queued events.
+#[derive(Debug, Default)]
+pub struct Watches {
+    list: Vec<Watch>,
+    events: VecDeque<Event>,
+}
+
+impl Watches {
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+    pub fn next_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
+    /// Queues the event unless the same one waits already. Where the queue is full, the watched path itself stands for
+    /// whatever changed below it: at most one such event per watch, so the queue stays bounded and no change goes unheard.
+    fn queue(events: &mut VecDeque<Event>, watch: &Watch, changed: &Path, domid: DomId, quota: &Quota) {
+        let mut event = watch.event(changed, domid);
+        if events.contains(&event) {
+            return;
+        }
+        let bytes = events.iter().fold(event.bytes(), |sum, e| sum.saturating_add(e.bytes()));
+        if events.len() >= quota.events || bytes > quota.event_bytes {
+            event = watch.event(&watch.path, domid);
+            if events.contains(&event) {
+                return;
+            }
+        }
+        events.push_back(event);
+    }
+}
+
+impl Session {
+    fn fire(&mut self, domid: DomId, quota: &Quota, change: &Change) {
+        let Watches { list, events } = &mut self.watches;
+        for watch in list.iter() {
+            let hit = if change.exact { change.path == watch.path } else { change.path.is_at_or_below(&watch.path) };
+            if hit {
+                Watches::queue(events, watch, &change.path, domid, quota);
+            }
+        }
+    }
+}
+
+impl Store {
+    /// Queues events for all who watch and may see the changes.
+    pub(super) fn fire(&mut self, changes: &[Change]) {
+        for change in changes {
+            let node = self.tree.get(&change.path).map(|n| &n.perms);
+            let parent = change.path.parent().and_then(|p| self.tree.get(&p)).map(|n| &n.perms);
+            for (&domid, session) in &mut self.sessions {
+                let seen = [node, change.removed.as_ref(), parent];
+                if seen.into_iter().flatten().any(|perms| perms.access(domid).reads()) {
+                    session.fire(domid, &self.quota, change);
+                }
+            }
+        }
+    }
+
+    /// Queues a special event (`@introduceDomain`, …). They are for the control domain only, as xenstored's default is.
+    pub(super) fn fire_special(&mut self, name: &str) {
+        let Some(session) = self.sessions.get_mut(&DomId::CONTROL) else { return };
+        let Ok(path) = Path::watchable(name.as_bytes(), DomId::CONTROL) else { return };
+        let Watches { list, events } = &mut session.watches;
+        for watch in list.iter().filter(|w| w.path == path) {
+            Watches::queue(events, watch, &path, DomId::CONTROL, &self.quota);
+        }
+    }
+
+    /// Registers a watch; its first event is queued at once.
+    ///
+    /// # Errors
+    /// EINVAL for a bad path or token, EEXIST, ENOSPC.
+    pub fn watch(&mut self, domid: DomId, raw_path: &[u8], token: &[u8]) -> Result<(), XsError> {
+        let path = Path::watchable(raw_path, domid).map_err(|_| XsError::Inval)?;
+        let token = String::from(core::str::from_utf8(token).map_err(|_| XsError::Inval)?);
+        let relative = !matches!(raw_path.first(), Some(b'/' | b'@'));
+        let quota = self.quota;
+        let session = self.sessions.get_mut(&domid).ok_or(XsError::Inval)?;
+        let Watches { list, events } = &mut session.watches;
+        if list.iter().any(|w| w.path == path && w.token == token) {
+            return Err(XsError::Exist);
+        }
+        let watch = Watch { path, relative, token };
+        let bytes = list.iter().fold(watch.bytes(), |sum, w| sum.saturating_add(w.bytes()));
+        if domid != DomId::CONTROL && (list.len() >= quota.watches || bytes > quota.watch_bytes) {
+            return Err(XsError::NoSpc);
+        }
+        Watches::queue(events, &watch, &watch.path, domid, &quota);
+        list.push(watch);
+        Ok(())
+    }
+
+    /// Removes a watch and its queued events.
+    ///
+    /// # Errors
+    /// EINVAL for a bad path, ENOENT.
+    pub fn unwatch(&mut self, domid: DomId, raw_path: &[u8], token: &[u8]) -> Result<(), XsError> {
+        let path = Path::watchable(raw_path, domid).map_err(|_| XsError::Inval)?;
+        let session = self.sessions.get_mut(&domid).ok_or(XsError::Inval)?;
+        let Watches { list, events } = &mut session.watches;
+        let at = list.iter().position(|w| w.path == path && w.token.as_bytes() == token).ok_or(XsError::NoEnt)?;
+        let watch = list.remove(at);
+        if !list.iter().any(|w| w.token == watch.token) {
+            events.retain(|e| e.token != watch.token);
+        }
+        Ok(())
+    }
+
+    /// Removes all watches of a domain and its queued events.
+    pub fn reset_watches(&mut self, domid: DomId) {
+        if let Some(session) = self.sessions.get_mut(&domid) {
+            session.watches = Watches::default();
+        }
+    }
+}
