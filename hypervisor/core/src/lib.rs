@@ -21,6 +21,7 @@ extern crate alloc;
 
 pub mod acpi;
 pub mod addr;
+pub mod args;
 pub mod evtchn;
 pub mod frames;
 pub mod grants;
