@@ -26,7 +26,9 @@ pub mod evtchn;
 pub mod frames;
 pub mod grants;
 pub mod lifecycle;
+pub mod pci;
 pub mod sched;
+pub mod storm;
 pub mod timer;
 pub mod watchdog;
 
