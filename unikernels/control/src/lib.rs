@@ -19,4 +19,8 @@
 
 extern crate alloc;
 
+pub mod connection;
+pub mod history;
+pub mod rights;
 pub mod store;
+pub mod supervisor;

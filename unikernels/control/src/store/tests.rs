@@ -185,7 +185,8 @@ fn nobody_hears_of_what_he_may_not_read() {
     s.watch(B, b"@introduceDomain", b"i").unwrap();
     s.watch(DomId(0), b"@introduceDomain", b"i").unwrap();
     s.watch(DomId(0), b"@releaseDomain", b"r").unwrap();
-    (events(&mut s, B), events(&mut s, DomId(0)));
+    events(&mut s, B);
+    events(&mut s, DomId(0));
     s.introduce(DomId(3));
     s.release(DomId(3));
     assert_eq!(events(&mut s, B), []);
@@ -220,7 +221,8 @@ fn quotas_stop_one_domain_and_not_the_other() {
     assert_eq!(ask(&mut s, B, MsgType::Write, 0, &[b"big\0", &[b'x'; 2049][..]].concat()), Err(XsError::NoSpc));
     (0..3).for_each(|i| s.watch(A, b"w", &[b'a' + i]).unwrap());
     assert_eq!(s.watch(A, b"w", b"z"), Err(XsError::NoSpc));
-    (s.start_transaction(A).unwrap(), s.start_transaction(A).unwrap());
+    s.start_transaction(A).unwrap();
+    s.start_transaction(A).unwrap();
     assert_eq!(s.start_transaction(A), Err(XsError::NoSpc));
     assert_eq!(s.usage(A).nodes, 20);
 }
@@ -305,7 +307,8 @@ fn model_run(model: &mut Model, op: &Op) -> Result<Vec<u8>, XsError> {
         }
         Op::Rm(i) => {
             let parent = path(PATHS[i]).parent().unwrap();
-            if !model.contains_key(PATHS[i]) && !(parent.as_str() == "/shared" || model.contains_key(parent.as_str())) {
+            let has = |p: &str| p == "/shared" || model.contains_key(p);
+            if !has(PATHS[i]) && !has(parent.as_str()) {
                 return Err(XsError::NoEnt);
             }
             model.retain(|k, _| k != PATHS[i] && !k.starts_with(&std::format!("{}/", PATHS[i])));
@@ -363,6 +366,9 @@ fn check_tree(store: &Store) {
     }
 }
 
+/// A transaction, its operations with their answers, and whether anything was committed since its start.
+type Open = (u32, Vec<(Op, Result<Vec<u8>, XsError>)>, bool);
+
 #[derive(Clone, Debug)]
 enum Step {
     Direct(bool, Op),
@@ -386,8 +392,7 @@ proptest! {
     #[test]
     fn the_store_is_the_model(steps in proptest::collection::vec(step(), 1..80)) {
         let (mut s, mut model) = (store(), Model::new());
-        // Per slot: transaction, operations with their answers, and whether anything was committed since its start.
-        let mut open: [Option<(u32, Vec<(Op, Result<Vec<u8>, XsError>)>, bool)>; 3] = Default::default();
+        let mut open: [Option<Open>; 3] = Default::default();
         for step in steps {
             match step {
                 Step::Direct(by_a, op) => {

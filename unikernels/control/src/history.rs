@@ -1,0 +1,182 @@
+//! The last deaths of domains, newest first: what people ask for after the fact. Bounded.
+
+use abi::DomId;
+use abi::xenolith::DomOp;
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::String;
+
+/// How a death was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// At once.
+    Restarted,
+    /// After a wait.
+    BackOff,
+    /// Not any more.
+    GaveUp,
+    /// By policy or order.
+    Left,
+}
+
+impl Action {
+    /// The name in tables and JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Restarted => "restarted",
+            Self::BackOff => "back-off",
+            Self::GaveUp => "gave-up",
+            Self::Left => "left",
+        }
+    }
+}
+
+/// Where the time of a restart went, µs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Phases {
+    /// vCPUs stopped.
+    pub stop_us: u64,
+    /// Device silenced and reset.
+    pub device_us: u64,
+    /// Grants and ports taken back.
+    pub unbind_us: u64,
+    /// Image restored.
+    pub image_us: u64,
+    /// vCPU made ready.
+    pub enter_us: u64,
+}
+
+impl From<&DomOp> for Phases {
+    fn from(op: &DomOp) -> Self {
+        Self {
+            stop_us: op.stop_ns / 1000,
+            device_us: op.device_ns / 1000,
+            unbind_us: op.unbind_ns / 1000,
+            image_us: op.image_ns / 1000,
+            enter_us: op.enter_ns / 1000,
+        }
+    }
+}
+
+/// One death and what came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Death {
+    /// Who.
+    pub domid: DomId,
+    /// By name.
+    pub name: String,
+    /// When it stopped, ns of system time.
+    pub time_ns: u64,
+    /// `abi::xenolith::cause::name`.
+    pub cause: &'static str,
+    /// For people.
+    pub detail: String,
+    /// Asked for.
+    pub ordered: bool,
+    /// The answer.
+    pub action: Action,
+    /// Stop → entered again; `None` while it is not.
+    pub outage_us: Option<u64>,
+    /// Stop → the new instance reported that it serves.
+    pub serving_us: Option<u64>,
+    /// Of the restart.
+    pub phases: Option<Phases>,
+}
+
+impl Death {
+    /// One line of `/xenolith/history`.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let outage = self.outage_us.map_or(String::from("-"), |us| format!("{us}"));
+        let Self { time_ns, name, cause, .. } = self;
+        format!("{} {name} {cause} {} {outage} {}", time_ns / 1000, self.action.name(), self.detail)
+    }
+}
+
+/// The list.
+#[derive(Debug, Default)]
+pub struct History {
+    deaths: VecDeque<Death>,
+    total: u64,
+}
+
+impl History {
+    /// Deaths kept.
+    pub const MAX: usize = 256;
+
+    /// Notes a death.
+    pub fn push(&mut self, death: Death) {
+        self.deaths.truncate(Self::MAX.saturating_sub(1));
+        self.deaths.push_front(death);
+        self.total = self.total.saturating_add(1);
+    }
+
+    /// The last death of a domain.
+    pub fn last_mut(&mut self, domid: DomId) -> Option<&mut Death> {
+        self.deaths.iter_mut().find(|d| d.domid == domid)
+    }
+
+    /// The last death of a domain.
+    #[must_use]
+    pub fn last(&self, domid: DomId) -> Option<&Death> {
+        self.deaths.iter().find(|d| d.domid == domid)
+    }
+
+    /// Newest first.
+    pub fn iter(&self) -> impl Iterator<Item = &Death> {
+        self.deaths.iter()
+    }
+
+    /// Deaths since boot, also those no longer kept.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// The value of `/xenolith/history`: whole lines, newest first, at most `max_bytes`.
+    #[must_use]
+    pub fn text(&self, max_bytes: usize) -> String {
+        let mut text = String::new();
+        for death in &self.deaths {
+            let line = death.line();
+            if text.len().saturating_add(line.len()).saturating_add(1) > max_bytes {
+                break;
+            }
+            text.push_str(&line);
+            text.push('\n');
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn death(n: u64) -> Death {
+        Death {
+            domid: DomId((n % 3) as u16),
+            name: "netback".into(),
+            time_ns: n * 1000,
+            cause: "panic",
+            detail: "at x".into(),
+            ordered: false,
+            action: Action::Restarted,
+            outage_us: Some(7),
+            serving_us: None,
+            phases: None,
+        }
+    }
+
+    #[test]
+    fn it_keeps_the_newest() {
+        let mut h = History::default();
+        (0..1000).for_each(|n| h.push(death(n)));
+        assert_eq!((h.iter().count(), h.total()), (History::MAX, 1000));
+        assert_eq!(h.last(DomId(0)).unwrap().time_ns, 999_000);
+        assert_eq!(h.last_mut(DomId(1)).unwrap().time_ns, 997_000);
+        let text = h.text(100);
+        assert!(text.len() <= 100 && text.starts_with("999 netback panic restarted 7 at x\n998 "));
+    }
+}

@@ -1,0 +1,171 @@
+//! The supervisor over whole lives of domains.
+
+use super::*;
+use proptest::prelude::*;
+
+const D: DomId = DomId(2);
+const OTHER: DomId = DomId(3);
+
+fn death(domid: DomId, time_ns: u64, why: u32) -> Event {
+    let mut event = Event { domid, cause: why, time_ns, ..Event::default() };
+    event.text[..4].copy_from_slice(b"oops");
+    event
+}
+
+fn supervisor(policy: Policy) -> Supervisor {
+    let mut s = Supervisor::default();
+    s.add(D, policy, 0);
+    s.add(OTHER, policy, 0);
+    s
+}
+
+/// Dies `uptime` after each start until the supervisor gives up or `limit` deaths have passed; the delays.
+fn lives(s: &mut Supervisor, uptime: u64, limit: usize) -> (Vec<u64>, bool) {
+    let (mut now, mut delays) = (0, Vec::new());
+    for _ in 0..limit {
+        now += uptime;
+        match s.on_event(&death(D, now, cause::CRASH), now).0 {
+            Decision::Restart => delays.push(0),
+            Decision::BackOff { delay_ns, .. } => {
+                assert_eq!(s.due(now + delay_ns - 1), None);
+                assert_eq!(s.next_deadline(), Some(now + delay_ns));
+                now += delay_ns;
+                assert_eq!(s.due(now), Some(D));
+                delays.push(delay_ns);
+            }
+            Decision::GiveUp { .. } => return (delays, true),
+            other => panic!("{other:?}"),
+        }
+        s.on_restarted(D, now);
+    }
+    (delays, false)
+}
+
+#[test]
+fn dying_at_every_start_backs_off_and_is_given_up_while_others_live() {
+    let mut s = supervisor(Policy { max_restarts: 6, ..Policy::default() });
+    let (delays, gave_up) = lives(&mut s, 2 * MS, 100);
+    assert_eq!(delays, [0, 0, 0, 100 * MS, 200 * MS, 400 * MS]);
+    assert!(gave_up);
+    let d = s.get(D).unwrap();
+    assert_eq!(d.state_name(state::STOPPED), "gave-up");
+    assert_eq!(d.why, "gave up after 7 failures: panic: oops");
+    assert_eq!(s.due(u64::MAX), None);
+    assert_eq!(s.get(OTHER).unwrap().standing, Standing::Running { since_ns: 0 });
+    assert_eq!(s.on_event(&death(OTHER, 9, cause::CRASH), 9).0, Decision::Restart);
+}
+
+#[test]
+fn waiting_is_no_stable_time() {
+    let policy = Policy { max_restarts: 8, window_ns: 1000 * MS, ..Policy::default() };
+    assert!(lives(&mut supervisor(policy), MS, 100).1);
+}
+
+#[test]
+fn a_stable_time_is_a_new_start() {
+    let policy = Policy { max_restarts: 4, window_ns: 100 * MS, ..Policy::default() };
+    let (delays, gave_up) = lives(&mut supervisor(policy), 101 * MS, 50);
+    assert!(!gave_up && delays.iter().all(|&d| d == 0));
+}
+
+#[test]
+fn no_wait_is_longer_than_the_longest() {
+    let (delays, _) = lives(&mut supervisor(Policy { max_restarts: 100, ..Policy::default() }), 1, 60);
+    assert_eq!(delays.iter().max(), Some(&MAX_BACK_OFF_NS));
+}
+
+#[test]
+fn two_hundred_ordered_crashes_are_not_its_fault() {
+    let mut s = supervisor(Policy::default());
+    for i in 1..=200 {
+        s.order_crash(D);
+        assert_eq!(s.on_event(&death(D, i * 1000, cause::WATCHDOG), i * 1000), (Decision::Restart, true));
+        s.on_restarted(D, i * 1000);
+    }
+    assert!(s.get(D).unwrap().failures.is_empty());
+}
+
+#[test]
+fn shutdown_kill_and_policy_are_left() {
+    let mut s = supervisor(Policy { restart: false, ..Policy::default() });
+    assert_eq!(s.on_event(&death(D, 5, cause::CRASH), 5).0, Decision::Leave);
+    let mut s = supervisor(Policy::default());
+    assert_eq!(s.on_event(&death(D, 5, cause::POWEROFF), 5).0, Decision::Leave);
+    s.order_kill(OTHER, true);
+    assert_eq!(s.on_event(&death(OTHER, 5, cause::ADMIN), 5), (Decision::Leave, true));
+    assert_eq!(s.get(OTHER).unwrap().why, "killed by order");
+    s.order_restart(OTHER);
+    s.on_restarted(OTHER, 7);
+    assert_eq!(s.get(OTHER).unwrap().state_name(state::RUNNING), "running");
+}
+
+#[test]
+fn an_event_of_an_earlier_instance_is_stale() {
+    let mut s = supervisor(Policy::default());
+    s.order_restart(D);
+    s.on_restarted(D, 100);
+    assert_eq!(s.on_event(&death(D, 99, cause::ADMIN), 120).0, Decision::Stale);
+    assert_eq!(s.on_event(&death(D, 100, cause::CRASH), 120).0, Decision::Restart);
+    assert_eq!(s.on_event(&death(D, 100, cause::CRASH), 120).0, Decision::Stale);
+    assert_eq!(s.on_event(&death(DomId(9), 100, cause::CRASH), 120).0, Decision::Leave);
+}
+
+#[test]
+fn a_restart_that_fails_is_tried_again_and_given_up() {
+    let mut s = supervisor(Policy { max_restarts: 5, ..Policy::default() });
+    assert_eq!(s.on_event(&death(D, 5, cause::CRASH), 5).0, Decision::Restart);
+    let mut now = 5;
+    let gave_up = (0..10).any(|_| match s.on_restart_failed(D, "ENOMEM", now) {
+        Decision::BackOff { delay_ns, .. } => {
+            now += delay_ns;
+            assert_eq!(s.due(now), Some(D));
+            false
+        }
+        decision => matches!(decision, Decision::GiveUp { .. }),
+    });
+    assert!(gave_up && s.get(D).unwrap().why.contains("ENOMEM"));
+}
+
+#[test]
+fn paused_time_is_not_running_time() {
+    let mut s = supervisor(Policy::default());
+    s.on_paused(D, true, 10);
+    assert_eq!(s.get(D).unwrap().why, "paused by order");
+    s.on_paused(D, false, 1000);
+    s.on_event(&death(D, 1010, cause::CRASH), 1010);
+    assert_eq!(s.get(D).unwrap().ran_ns, 20);
+}
+
+#[test]
+fn policy_nodes_are_checked() {
+    let mut p = Policy::default();
+    for (k, v) in [("on-failure", "stop"), ("back-off-ms", "5"), ("max-restarts", "4000000000"), ("window-ms", "7")] {
+        p.set(k, v).unwrap();
+    }
+    assert_eq!(p, Policy { restart: false, back_off_ns: 5 * MS, max_restarts: MAX_RESTARTS, window_ns: 7 * MS });
+    assert_eq!(p.set("on-failure", "explode"), Err(PolicyError::BadValue));
+    assert_eq!(p.set("window-ms", "-1"), Err(PolicyError::BadValue));
+    assert_eq!(p.set("window", "1"), Err(PolicyError::UnknownKey));
+}
+
+proptest! {
+    #[test]
+    fn any_sequence_keeps_bounds(steps in proptest::collection::vec((0u8..9, any::<u64>(), 0u32..15), 0..200)) {
+        let mut s = supervisor(Policy { max_restarts: 4, ..Policy::default() });
+        for (what, time, why) in steps {
+            match what {
+                0..=2 => { s.on_event(&death(D, time, why), time); }
+                3 => s.on_restarted(D, time),
+                4 => { s.on_restart_failed(D, "x", time); }
+                5 => s.order_crash(D),
+                6 => s.order_kill(D, true),
+                7 => s.on_paused(D, time % 2 == 0, time),
+                _ => s.order_restart(D),
+            }
+            prop_assert!(s.get(D).unwrap().failures.len() <= 5);
+            if let Some(at) = s.next_deadline() {
+                prop_assert_eq!(s.due(at), Some(D));
+            }
+        }
+    }
+}
