@@ -4,8 +4,8 @@
 //! once, checked, and taken by one compare-exchange that sets `GTF_reading` (and `GTF_writing`); after that only the record
 //! kept here counts. Each use is an [`Access`], a value that cannot be copied and pins the frame until it is given to
 //! [`Grants::release`]; so an entry revoked while in use stays safe, and bits are cleared exactly when the last use ends.
-//! A mapping is an access in its user's table of handles. The caller alters page tables: installs after [`Grants::map`],
-//! removes and flushes between [`Grants::unmap`] and [`Grants::release`].
+//! A mapping is an access in its user's table of handles. The caller alters page tables: installs between [`Grants::acquire`]
+//! and [`Grants::hold`], removes and flushes between [`Grants::unmap`] and [`Grants::release`].
 //!
 //! When a granting domain is restarted its table starts empty: [`Grants::forget_grantor`] begins a new *epoch*, so that a use
 //! from before never touches an entry of the new instance.
@@ -251,25 +251,20 @@ impl Grants {
         }
     }
 
-    /// Begins a mapping and gives its handle and frame; the caller then puts it into page tables.
+    /// Whether a domain may hold one mapping more.
+    #[must_use]
+    pub fn has_room(&self, user: DomId) -> bool {
+        self.handles.get(&user).is_some_and(|h| h.live < h.limit)
+    }
+
+    /// Enters an access, which the caller has put into page tables at `place`, as a mapping and gives its handle.
     ///
     /// # Errors
-    /// [`GrantError`]; nothing changed.
-    pub fn map(
-        &mut self,
-        want: Want,
-        place: Place,
-        table: &impl EntryTable,
-        frames: &mut FrameTable<'_>,
-        translate: impl FnOnce(Gfn) -> Option<Mfn>,
-    ) -> Result<(u32, Mfn), GrantError> {
-        let full = self.handles.get(&want.user).is_none_or(|h| h.live >= h.limit);
-        if full {
-            return Err(GrantError::NoHandle);
-        }
-        let access = self.acquire(want, table, frames, translate)?;
-        let mfn = access.mfn;
-        let handles = self.handles.entry(want.user).or_default();
+    /// The access, where the user's table of handles is full; nothing changed.
+    pub fn hold(&mut self, place: Place, access: Access) -> Result<u32, Access> {
+        let Some(handles) = self.handles.get_mut(&access.want.user).filter(|h| h.live < h.limit) else {
+            return Err(access);
+        };
         let free = handles.slots.iter().position(Option::is_none).unwrap_or(handles.slots.len());
         let mapping = Some(Mapping { place, access });
         match handles.slots.get_mut(free) {
@@ -277,7 +272,7 @@ impl Grants {
             None => handles.slots.push(mapping),
         }
         handles.live = handles.live.saturating_add(1);
-        Ok((free as u32, mfn))
+        Ok(free as u32)
     }
 
     /// Takes a mapping out of its user's table; `gfn` is where the user says it is.

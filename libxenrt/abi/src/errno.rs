@@ -69,6 +69,8 @@ errnos! {
     ENOTEMPTY = 39;
     /// No data.
     ENODATA = 61;
+    /// The time has passed already.
+    ETIME = 62;
     /// Not supported.
     EOPNOTSUPP = 95;
     /// Is connected.

@@ -58,6 +58,21 @@ fn frames(storage: &mut [Frame]) -> FrameTable<'_> {
     t
 }
 
+fn map(
+    grants: &mut Grants,
+    want: Want,
+    place: Place,
+    table: &Table,
+    frames: &mut FrameTable<'_>,
+) -> Result<(u32, Mfn), GrantError> {
+    if !grants.has_room(want.user) {
+        return Err(GrantError::NoHandle);
+    }
+    let access = grants.acquire(want, table, frames, translate(want.grantor))?;
+    let mfn = access.mfn();
+    Ok((grants.hold(place, access).unwrap(), mfn))
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Entry(u16, u32, u16, u16, u32),
@@ -191,7 +206,8 @@ proptest! {
                     let want = Want { user: DomId(u), grantor: DomId(d), gref: GrantRef(g), readonly };
                     let place = Place { gfn: Gfn(0), host: true, device: false };
                     let taken: Vec<u32> = model.uses.iter().filter(|x| x.want.user.0 == u).filter_map(|x| x.handle).collect();
-                    let got = grants.map(want, place, &tables[d as usize], &mut frames, translate(want.grantor));
+                    prop_assert_eq!(grants.has_room(want.user), taken.len() < HANDLES);
+                    let got = map(&mut grants, want, place, &tables[d as usize], &mut frames);
                     let expected = if taken.len() == HANDLES {
                         Err(status::NO_DEVICE_SPACE)
                     } else {
@@ -296,7 +312,7 @@ fn a_restarted_grantors_frame_and_entries_are_safe_from_old_mappings() {
     let (mut grants, t) = (Grants::new(), table(GTF_PERMIT_ACCESS));
     grants.add_domain(B, HANDLES);
     let place = Place { gfn: Gfn(9), host: true, device: true };
-    let (handle, mfn) = grants.map(want(false), place, &t, &mut frames, translate(A)).unwrap();
+    let (handle, mfn) = map(&mut grants, want(false), place, &t, &mut frames).unwrap();
     grants.forget_grantor(A);
     assert_eq!(frames.release(mfn, Owner::Domain(A)), Ok(false));
     // The new instance grants the same reference with another frame, and it is in use when the old mapping goes.
