@@ -3,6 +3,7 @@
 //! One command is one file or folder here and ends in one `run` function; they meet in [`manifest`] (what a system
 //! consists of) and [`image`] (how it becomes bytes). All that touches the host's state, beyond `target/`, is in [`setup`].
 mod cargo;
+mod hostnet;
 mod image;
 mod manifest;
 mod paths;
