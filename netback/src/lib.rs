@@ -20,9 +20,11 @@
 
 extern crate alloc;
 
+pub mod firewall;
 pub mod nic;
 mod platform;
 mod ports;
+pub mod switch;
 
 pub use platform::{Area, Platform, Store, StoreError};
 pub use ports::{Fabric, PortId, PortSet};

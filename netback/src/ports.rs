@@ -1,5 +1,6 @@
 //! Ports of the virtual switch, and what the backend asks of it.
 
+use crate::firewall::RuleError;
 use crate::nic::MacAddr;
 
 /// A port: the NIC or a vif.
@@ -92,6 +93,15 @@ pub trait Fabric {
 
     /// A vif is connected; `mac` is the address its xenstore directory assigns to it.
     fn attach(&mut self, port: PortId, mac: MacAddr);
+
+    /// The text of the vif's `rules` node, `None` where there is none. Before [`attach`](Self::attach) and at each change.
+    ///
+    /// # Errors
+    /// The text makes no sense; nothing passes then.
+    fn set_rules(&mut self, port: PortId, text: Option<&str>) -> Result<(), RuleError> {
+        let _no_firewall = (port, text);
+        Ok(())
+    }
 
     /// A vif is gone; all that was learned of it is forgotten.
     fn detach(&mut self, port: PortId);
