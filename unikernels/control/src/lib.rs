@@ -21,6 +21,10 @@ extern crate alloc;
 
 pub mod connection;
 pub mod history;
+pub mod json;
+pub mod protocol;
+pub mod report;
 pub mod rights;
 pub mod store;
 pub mod supervisor;
+pub mod uart;
