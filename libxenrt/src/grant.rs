@@ -78,6 +78,7 @@ impl Table {
     fn grow(&mut self) -> Result<(), GrantError> {
         let max = match self.max_frames {
             Some(max) => max,
+            None if cfg!(not(target_os = "none")) => window::GRANT_FRAMES_MAX,
             None => {
                 let mut op = nr::QuerySize { dom: DomId::SELF, ..Default::default() };
                 hypercall::grant_query_size(&mut op)?;
@@ -173,7 +174,12 @@ impl Grant {
     /// # Errors
     /// [`GrantError::TableFull`], [`GrantError::BadFrame`], or the hypervisor's refusal to grow the table.
     pub unsafe fn new(to: DomId, gfn: u64, access: Access) -> Result<Self, GrantError> {
-        let frame = u32::try_from(gfn).map_err(|_| GrantError::BadFrame(gfn))?;
+        // On the host an address is no guest-physical one, and the entry only stands for itself.
+        let frame = if cfg!(target_os = "none") {
+            u32::try_from(gfn).map_err(|_| GrantError::BadFrame(gfn))?
+        } else {
+            gfn as u32
+        };
         let mut table = TABLE.lock();
         let gref = table.take()?;
         table.permit(gref, to, frame, access);

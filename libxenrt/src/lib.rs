@@ -24,6 +24,8 @@ pub mod grant;
 pub mod hypercall;
 pub mod identity;
 pub mod memory;
+#[cfg(feature = "smoltcp")]
+pub mod netfront;
 pub mod shared_page;
 pub mod store;
 pub mod survivor;
