@@ -4,6 +4,8 @@
 //! It also serves the domain's own node `control/crash`: an order found there is removed first and armed then
 //! ([`crate::crash`]), so a restarted instance does not meet it again.
 
+mod batch;
+
 use crate::clock::{self, Instant};
 use crate::event::{self, Event};
 use crate::shared_page::SharedPage;
