@@ -3,10 +3,16 @@
 //! One command is one file or folder here and ends in one `run` function; they meet in [`manifest`] (what a system
 //! consists of) and [`image`] (how it becomes bytes). All that touches the host's state, beyond `target/`, is in [`setup`].
 mod cargo;
+mod ctl;
 mod hostnet;
 mod image;
+mod machine;
 mod manifest;
 mod paths;
+mod progress;
+mod run;
+mod setup;
+mod signals;
 mod table;
 mod units;
 
@@ -24,6 +30,10 @@ struct Cli {
 enum Command {
     /// Build images and the system's bundle, and print their sizes
     Build(image::Args),
+    /// Boot a system, show that it survives its driver's crash, and leave its page running
+    Run(run::Args),
+    /// Ask and steer the machine that runs: list, stats, log, console, restart, crash, history, …
+    Ctl(ctl::Args),
 }
 
 fn main() -> std::process::ExitCode {
@@ -37,7 +47,10 @@ fn main() -> std::process::ExitCode {
 }
 
 fn dispatch(command: Command) -> Result<std::process::ExitCode> {
+    signals::install()?;
     match command {
+        Command::Run(args) => run::run(&args),
+        Command::Ctl(args) => ctl::run(&args),
         Command::Build(args) => image::run(&args).map(|()| std::process::ExitCode::SUCCESS),
     }
 }

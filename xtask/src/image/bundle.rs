@@ -37,7 +37,7 @@ pub fn compose(system: &System, images: &BTreeMap<String, (Image, Flat)>) -> Res
         let (image, flat) = images
             .get(&domain.image)
             .ok_or_else(|| anyhow!("domain `{}`: image `{}` is not built", domain.name, domain.image))?;
-        let config = if domain.role == Role::Control {
+        let config = if domain.role == Role::Control && domain.config.is_empty() {
             xenstore.clone()
         } else {
             domain.config.iter().map(|(key, value)| format!("{key}={value}\n")).collect()

@@ -69,8 +69,8 @@ fn domain(system: &System, domain: &Domain) -> Result<()> {
         );
     }
     ensure!(
-        domain.role != Role::Control || (domain.config.is_empty() && domain.vifs.is_empty()),
-        "domain `{name}`: the control domain's config is the initial xenstore; it takes neither `config` nor `vif`"
+        domain.role != Role::Control || domain.config.is_empty() || system.vifs().next().is_none(),
+        "domain `{name}`: config of a control domain takes the place of the initial xenstore, which the vifs need"
     );
     ensure!(
         !domain.command_line.contains(['\n', '\0']) && domain.command_line.len() < 1024,
@@ -84,7 +84,18 @@ fn domain(system: &System, domain: &Domain) -> Result<()> {
             ports.count
         );
     }
+    ensure!(
+        domain.role != Role::Control || domain.vifs.is_empty(),
+        "domain `{name}`: the control domain serves xenstore and has no `vif`"
+    );
     vifs(system, domain)?;
+    if let Some(policy) = domain.policy {
+        ensure!(
+            policy.max_restarts <= 1000,
+            "domain `{name}`: policy.max-restarts = {}; control remembers 1000 failures at most",
+            policy.max_restarts
+        );
+    }
     for target in &domain.may_crash {
         ensure!(
             system.domid(target).is_some(),

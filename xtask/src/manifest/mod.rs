@@ -97,7 +97,7 @@ pub struct Domain {
     /// Command line.
     #[serde(default)]
     pub command_line: String,
-    /// `key=value` lines of its config blob.
+    /// `key=value` lines of its config blob. A control domain with a config gets it in the place of the initial xenstore.
     #[serde(default)]
     pub config: BTreeMap<String, String>,
     /// Network interfaces.
@@ -154,7 +154,7 @@ pub struct Policy {
     pub on_failure: OnFailure,
     /// Wait before a restart that follows too soon after another one; doubles.
     pub back_off: Span,
-    /// Restarts within `window` after which control gives up.
+    /// Failures within `window` of running time after which control gives up, 1000 at most.
     pub max_restarts: u32,
     /// See `max_restarts`.
     pub window: Span,
@@ -168,8 +168,6 @@ pub enum OnFailure {
     Restart,
     /// Leave it stopped.
     Stop,
-    /// End the machine.
-    Poweroff,
 }
 
 impl fmt::Display for OnFailure {
@@ -177,7 +175,6 @@ impl fmt::Display for OnFailure {
         f.write_str(match self {
             Self::Restart => "restart",
             Self::Stop => "stop",
-            Self::Poweroff => "poweroff",
         })
     }
 }

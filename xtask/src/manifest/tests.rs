@@ -106,6 +106,9 @@ refused! {
     an_interrupt_given_twice:
         refusal("image = \"web\"", "image = \"web\"\nports = [{ first = 0x60, count = 1, irq = 3 }]") => "interrupt 3";
     config_for_control: refusal("ports = [", "config = { a = \"b\" }\nports = [") => "`control`", "initial xenstore";
+    more_restarts_than_control_remembers: refusal("max-restarts = 5", "max-restarts = 5000") => "5000", "netback-e1000";
+    a_vif_of_control: refusal("ports = [", "vif = [{ backend = \"netback-e1000\", mac = \"52:54:00:00:00:12\" }]\nports = [")
+        => "`control`", "no `vif`";
     no_toml_at_all: refusal("[machine]", "[machine") => "sample.toml", "line";
 }
 

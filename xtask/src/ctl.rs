@@ -1,0 +1,331 @@
+//! `cargo xtask ctl`: speaks to the control domain of the machine that runs, in tables for people or JSON for programs.
+
+use crate::machine::control::Control;
+use crate::machine::crash::KINDS;
+use crate::machine::protocol::{AllStats, Death, Domain};
+use crate::{machine, table};
+use anyhow::{Context, Result};
+use clap::Subcommand;
+use serde_json::{Value, json};
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Arguments of `ctl`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Print control's answer as JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The domains: state, restarts, last outage, and why one does not run
+    List,
+    /// Counters of the machine and of each domain
+    Stats,
+    /// What a domain or the hypervisor wrote
+    Log {
+        /// Domain, or `hypervisor`
+        #[arg(default_value = "hypervisor")]
+        domain: String,
+    },
+    /// Follow a domain's console (ends with Ctrl-C)
+    Console {
+        /// Domain
+        domain: String,
+    },
+    /// Restart a domain in place
+    Restart {
+        /// Domain
+        domain: String,
+    },
+    /// Crash a domain
+    Crash {
+        /// Domain
+        domain: String,
+        /// In which way
+        #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(KINDS))]
+        how: String,
+        /// After this many more of its crash points
+        #[arg(long, default_value_t = 0)]
+        count: u32,
+    },
+    /// Stop a domain for good (until `restart`)
+    Kill {
+        /// Domain
+        domain: String,
+    },
+    /// Stop a domain's virtual CPUs
+    Pause {
+        /// Domain
+        domain: String,
+    },
+    /// Let them go on
+    Unpause {
+        /// Domain
+        domain: String,
+    },
+    /// The last deaths and what became of them
+    History {
+        /// How many
+        #[arg(long, default_value_t = 64)]
+        max: u32,
+    },
+    /// Read xenstore: a node's value, or its children where the path ends in `/`
+    Xs {
+        /// Path
+        path: String,
+    },
+    /// End the machine
+    Poweroff,
+    /// Send a request as it is (JSON) and print the answer
+    Raw {
+        /// The request
+        request: String,
+    },
+}
+
+/// The command.
+///
+/// # Errors
+/// No machine runs, or control's own error.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let card = machine::card()?;
+    let socket = card["socket"].as_str().context("running.json names no socket")?;
+    let stream = UnixStream::connect(socket).with_context(|| {
+        format!("no machine answers at {socket}; it seems to have ended, start one: cargo xtask run")
+    })?;
+    let control = Control::start(stream)?;
+    let request = request(&args.command)?;
+    if let Command::Console { .. } = args.command {
+        return follow(&control, &request, args.json);
+    }
+    if let (Command::Log { domain }, false) = (&args.command, args.json) {
+        return log(&control, domain);
+    }
+    let ok = control.request(&request)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&ok)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    print!("{}", describe(&args.command, ok)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn request(command: &Command) -> Result<Value> {
+    Ok(match command {
+        Command::List => json!({ "cmd": "list" }),
+        Command::Stats => json!({ "cmd": "stats" }),
+        Command::Log { domain } => json!({ "cmd": "log", "dom": domain }),
+        Command::Console { domain } => json!({ "cmd": "console", "dom": domain }),
+        Command::Restart { domain } => json!({ "cmd": "restart", "dom": domain }),
+        Command::Crash { domain, how, count } => json!({ "cmd": "crash", "dom": domain, "how": how, "count": count }),
+        Command::Kill { domain } => json!({ "cmd": "kill", "dom": domain }),
+        Command::Pause { domain } => json!({ "cmd": "pause", "dom": domain }),
+        Command::Unpause { domain } => json!({ "cmd": "unpause", "dom": domain }),
+        Command::History { max } => json!({ "cmd": "history", "max": max }),
+        Command::Xs { path } => match path.strip_suffix('/') {
+            Some("") => json!({ "cmd": "xs-ls", "path": "/" }),
+            Some(folder) => json!({ "cmd": "xs-ls", "path": folder }),
+            None => json!({ "cmd": "xs-read", "path": path }),
+        },
+        Command::Poweroff => json!({ "cmd": "poweroff" }),
+        Command::Raw { request } => serde_json::from_str(request).context("the request is no JSON")?,
+    })
+}
+
+fn describe(command: &Command, ok: Value) -> Result<String> {
+    Ok(match command {
+        Command::List => {
+            list(&serde_json::from_value::<Vec<Domain>>(ok["domains"].clone()).context("answer to `list`")?)
+        }
+        Command::Stats => stats(&serde_json::from_value(ok).context("answer to `stats`")?),
+        Command::History { .. } => {
+            history(&serde_json::from_value::<Vec<Death>>(ok["history"].clone()).context("answer to `history`")?)
+        }
+        Command::Xs { .. } => match (ok["value"].as_str(), ok["children"].as_array()) {
+            (Some(value), _) => format!("{value}\n"),
+            (_, Some(children)) => children.iter().filter_map(Value::as_str).map(|c| format!("{c}\n")).collect(),
+            _ => format!("{ok}\n"),
+        },
+        Command::Restart { domain } => {
+            format!("{domain} restarted (number {}), stopped for {}\n", ok["restarts"], ms(ok["outage_us"].as_u64()))
+        }
+        Command::Crash { domain, how, .. } => format!("{domain} was told to crash by {how}\n"),
+        _ => format!("{}\n", serde_json::to_string_pretty(&ok)?),
+    })
+}
+
+/// The table of domains.
+///
+/// # Errors
+/// No answer of control.
+pub fn domains(control: &Control) -> Result<String> {
+    let ok = control.ask("list")?;
+    Ok(list(&serde_json::from_value::<Vec<Domain>>(ok["domains"].clone()).context("answer to `list`")?))
+}
+
+fn ms(us: Option<u64>) -> String {
+    us.map_or_else(|| "–".to_string(), |us| format!("{:.1} ms", us as f64 / 1000.0))
+}
+
+fn list(domains: &[Domain]) -> String {
+    let rows: Vec<Vec<String>> = domains
+        .iter()
+        .map(|d| {
+            let text = |t: &Option<String>| t.clone().unwrap_or_default();
+            let why = if d.state == "running" { text(&d.last_detail) } else { text(&d.why) };
+            vec![
+                d.id.to_string(),
+                d.name.clone(),
+                d.kind.clone(),
+                d.state.clone(),
+                d.restarts.to_string(),
+                if d.restarts == 0 && d.state == "running" { String::new() } else { d.last_cause.clone() },
+                ms(d.last_outage_us),
+                ms(d.last_serving_us),
+                format!("{} KiB", d.memory_kib),
+                why,
+            ]
+        })
+        .collect();
+    table::format(&["id", "domain", "kind", "state", "restarts", "cause", "stopped", "serving", "memory", "why"], &rows)
+}
+
+fn stats(all: &AllStats) -> String {
+    let system = &all.system;
+    let mut out = format!(
+        "{} CPUs, {} of {} KiB free, hypervisor heap {} KiB, control heap {} KiB, {} store nodes, up {:.1} s\n\n",
+        system.cpus,
+        system.free_kib,
+        system.total_kib,
+        system.hypervisor_heap_bytes >> 10,
+        system.control_heap_bytes >> 10,
+        system.store_nodes,
+        system.time_us as f64 / 1e6
+    );
+    let rows: Vec<Vec<String>> = all
+        .domains
+        .iter()
+        .map(|d| {
+            let numbers = [
+                d.restarts,
+                d.memory_kib,
+                d.peak_kib,
+                d.cpu_us / 1000,
+                d.world_switches,
+                d.hypercalls,
+                d.events,
+                d.grant_copies,
+                d.grant_copy_bytes >> 10,
+                d.grant_maps,
+            ];
+            std::iter::once(d.name.clone()).chain(numbers.iter().map(u64::to_string)).collect()
+        })
+        .collect();
+    out.push_str(&table::format(
+        &[
+            "domain",
+            "restarts",
+            "KiB",
+            "peak KiB",
+            "CPU ms",
+            "switches",
+            "hypercalls",
+            "events",
+            "copies",
+            "copied KiB",
+            "maps",
+        ],
+        &rows,
+    ));
+    for domain in all.domains.iter().filter(|d| !d.published.is_empty()) {
+        out.push_str(&format!("\n{} publishes:\n", domain.name));
+        for (key, value) in &domain.published {
+            out.push_str(&format!("  {key} = {}\n", value.as_str().map_or_else(|| value.to_string(), str::to_string)));
+        }
+    }
+    out
+}
+
+fn history(deaths: &[Death]) -> String {
+    let rows: Vec<Vec<String>> = deaths
+        .iter()
+        .map(|d| {
+            vec![
+                format!("{:.3} s", d.time_us as f64 / 1e6),
+                d.dom.clone(),
+                d.cause.clone(),
+                if d.ordered { "ordered".into() } else { "failure".into() },
+                d.action.clone(),
+                ms(d.outage_us),
+                ms(d.serving_us),
+                d.detail.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    table::format(&["at", "domain", "cause", "by", "action", "stopped", "serving", "detail"], &rows)
+}
+
+fn log(control: &Control, domain: &str) -> Result<ExitCode> {
+    let mut seq = 0;
+    loop {
+        let ok = control.request(&json!({ "cmd": "log", "dom": domain, "seq": seq, "max": 8192 }))?;
+        let next = ok["next"].as_u64().unwrap_or(seq);
+        print!("{}", ok["text"].as_str().unwrap_or_default());
+        if next <= seq || ok["seq"].as_u64() == Some(next) {
+            return Ok(ExitCode::SUCCESS);
+        }
+        seq = next;
+    }
+}
+
+fn follow(control: &Control, request: &Value, json: bool) -> Result<ExitCode> {
+    control.request(request)?;
+    let mut seen = 0;
+    while !crate::signals::stop() {
+        let Some((_, event)) = control.event(seen, Duration::from_millis(200), |_| true) else {
+            if control.closed() {
+                break;
+            }
+            continue;
+        };
+        seen += 1;
+        if json {
+            println!("{event}");
+        } else if event["event"] == "console" {
+            print!("{}", event["text"].as_str().unwrap_or_default());
+            std::io::stdout().flush()?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_says_why_a_domain_does_not_run() {
+        let reply = r#"[{"id":1,"name":"netback","kind":"driver","state":"gave-up","restarts":3,"last_cause":"panic",
+            "last_detail":"x","last_outage_us":2100,"last_serving_us":null,"memory_kib":4096,"peak_kib":4300,
+            "on_failure":"restart","why":"gave up after 10 failures: panicked at main.rs"}]"#;
+        let table = list(&serde_json::from_str::<Vec<Domain>>(reply).unwrap());
+        for part in ["netback", "gave-up", "2.1 ms", "–", "gave up after 10 failures: panicked at main.rs"] {
+            assert!(table.contains(part), "`{part}` is missing in\n{table}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_ends_in_a_slash_lists_its_children() {
+        let ask = |path: &str| request(&Command::Xs { path: path.into() }).unwrap();
+        assert_eq!(ask("/local/"), json!({ "cmd": "xs-ls", "path": "/local" }));
+        assert_eq!(ask("/"), json!({ "cmd": "xs-ls", "path": "/" }));
+        assert_eq!(ask("/local"), json!({ "cmd": "xs-read", "path": "/local" }));
+    }
+}

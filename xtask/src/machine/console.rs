@@ -1,0 +1,150 @@
+//! The machine's console: lines as they come over COM1, each with its domain and the time it arrived.
+
+use anyhow::{Context, Result};
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The hypervisor's name in the console.
+pub const HYPERVISOR: &str = "xenolith";
+
+/// One line.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// When its first byte arrived, or close to it.
+    pub at: Instant,
+    /// Who wrote it; the hypervisor is [`HYPERVISOR`].
+    pub domain: String,
+    /// What.
+    pub text: String,
+}
+
+impl Line {
+    /// Reads `(name) text`; a line without a name is the hypervisor's.
+    fn parse(raw: &str, at: Instant) -> Self {
+        let raw = raw.trim_end_matches(['\r', '\n']);
+        let named = raw.strip_prefix('(').and_then(|rest| rest.split_once(") "));
+        let valid = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        match named.filter(|(name, _)| valid(name)) {
+            Some((name, text)) => Self { at, domain: name.to_string(), text: text.to_string() },
+            None => Self { at, domain: HYPERVISOR.to_string(), text: raw.to_string() },
+        }
+    }
+
+    /// As tests and logs write it.
+    pub fn full(&self) -> String {
+        format!("({}) {}", self.domain, self.text)
+    }
+}
+
+#[derive(Default)]
+struct State {
+    lines: Vec<Line>,
+    first: Option<Instant>,
+    ended: bool,
+}
+
+/// All lines up to now; clones share them.
+#[derive(Clone, Default)]
+pub struct Console(Arc<(Mutex<State>, Condvar)>);
+
+impl Console {
+    /// Reads a stream to its end in a thread of its own; `show` sees each line first.
+    ///
+    /// # Errors
+    /// When the thread cannot be made.
+    pub fn start(stream: UnixStream, mut show: impl FnMut(&Line) + Send + 'static) -> Result<Self> {
+        let console = Self::default();
+        let filled = console.clone();
+        std::thread::Builder::new()
+            .name("console".into())
+            .spawn(move || {
+                let mut reader = BufReader::new(stream);
+                let mut raw = Vec::new();
+                while matches!(reader.fill_buf(), Ok(bytes) if !bytes.is_empty()) {
+                    let at = Instant::now();
+                    filled.lock().first.get_or_insert(at);
+                    raw.clear();
+                    if reader.read_until(b'\n', &mut raw).is_err() {
+                        break;
+                    }
+                    let line = Line::parse(&String::from_utf8_lossy(&raw), at);
+                    if line.text.is_empty() {
+                        continue;
+                    }
+                    show(&line);
+                    filled.lock().lines.push(line);
+                    filled.0.1.notify_all();
+                }
+                filled.lock().ended = true;
+                filled.0.1.notify_all();
+            })
+            .context("console thread")?;
+        Ok(console)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When the first byte came: the hypervisor's entry, as far as it can be seen from outside.
+    pub fn first_byte(&self) -> Option<Instant> {
+        self.lock().first
+    }
+
+    /// Lines so far.
+    pub fn len(&self) -> usize {
+        self.lock().lines.len()
+    }
+
+    /// Lines from a number on.
+    pub fn since(&self, from: usize) -> Vec<Line> {
+        self.lock().lines.get(from..).unwrap_or_default().to_vec()
+    }
+
+    /// Waits until there are more lines than `known`, the stream ends, or the time is up. True if there are more.
+    pub fn wait(&self, known: usize, patience: Duration) -> bool {
+        let more = |state: &mut State| state.lines.len() <= known && !state.ended;
+        let (state, _) =
+            self.0.1.wait_timeout_while(self.lock(), patience, more).unwrap_or_else(PoisonError::into_inner);
+        state.lines.len() > known
+    }
+
+    /// The last lines, for errors.
+    pub fn tail(&self, count: usize) -> String {
+        let state = self.lock();
+        let from = state.lines.len().saturating_sub(count);
+        state.lines[from..].iter().map(|l| format!("  {}\n", l.full())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn lines_are_told_apart_by_domain() {
+        let parse = |raw: &str| {
+            let line = Line::parse(raw, Instant::now());
+            (line.domain, line.text)
+        };
+        assert_eq!(parse("(web) up (really)\r\n"), ("web".into(), "up (really)".into()));
+        assert_eq!(parse("early words\n"), (HYPERVISOR.into(), "early words".into()));
+        assert_eq!(parse("(no such name) x\n"), (HYPERVISOR.into(), "(no such name) x".into()));
+    }
+
+    #[test]
+    fn a_waiting_reader_is_woken_by_a_line_and_by_the_end() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let console = Console::start(theirs, |_| ()).unwrap();
+        ours.write_all(b"(a) one\n(b) two").unwrap();
+        assert!(console.wait(0, Duration::from_secs(10)));
+        drop(ours);
+        assert!(console.wait(1, Duration::from_secs(10)), "the last line needs no line break");
+        assert!(!console.wait(2, Duration::from_secs(10)), "and then there is nothing more to wait for");
+        assert_eq!(console.since(1)[0].full(), "(b) two");
+        assert!(console.first_byte().is_some());
+    }
+}

@@ -1,0 +1,160 @@
+//! One crash as it is seen from outside: ordered over the control line, its outage measured by probes on the wire.
+
+use super::Machine;
+use super::protocol::{Death, Phases};
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+/// The ways a domain can be told to crash.
+pub const KINDS: [&str; 7] = ["panic", "page-fault", "stack-overflow", "hang", "irq-hang", "dma", "port-io"];
+/// Pace of the probes.
+pub const PACE: Duration = Duration::from_millis(1);
+/// Longest wait for each step of a restart.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// The cause the hypervisor must give for a way to crash.
+pub fn expected_causes(how: &str) -> &'static [&'static str] {
+    match how {
+        "hang" | "irq-hang" => &["watchdog"],
+        "dma" => &["iommu-fault"],
+        "port-io" => &["port-io"],
+        // A fault of the domain's own pages ends in its trap handler, which reports it as a panic does.
+        _ => &["panic", "triple-fault", "nested-page-fault"],
+    }
+}
+
+/// What one crash came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// How it was ordered.
+    pub how: String,
+    /// What the hypervisor took it for.
+    pub cause: String,
+    /// What it said of it.
+    pub detail: String,
+    /// Longest time without a packet delivered, of all guests on the wire.
+    pub outage_ms: f64,
+    /// The same for each guest.
+    pub outages_ms: Vec<f64>,
+    /// Order given → domain stopped, as far as the control line tells.
+    pub detect_ms: f64,
+    /// Stopped → entered again, as the hypervisor has it.
+    pub entered_us: Option<u64>,
+    /// Stopped → serving, as the domain has it.
+    pub serving_us: Option<u64>,
+    /// Where the time went.
+    pub phases: Option<Phases>,
+    /// Where the IOMMU named the device and the address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iommu: Option<String>,
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+impl Machine {
+    /// Starts the probes and waits until every guest answers them.
+    ///
+    /// # Errors
+    /// A guest does not.
+    pub fn probe_all(&mut self) -> Result<()> {
+        self.host.probe(Some(PACE));
+        for guest in 0..self.guests.len() {
+            let what = format!("answers of guest `{}` to probes", self.guests[guest].name);
+            self.wait_for(&what, Duration::from_secs(20), |m| {
+                m.host.probes(guest, |log| log.counts().1 >= 5).filter(|&enough| enough)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Crashes a domain after `count` more of its crash points, and waits until it serves again and every guest on the wire
+    /// got a packet. Probes have to run.
+    ///
+    /// # Errors
+    /// A step of the restart did not come; the cause is not that of the crash.
+    pub fn crash(&mut self, dom: &str, how: &str, count: u32) -> Result<Outcome> {
+        let events = self.control.event_count();
+        let lines = self.console.len();
+        let from = Instant::now();
+        self.control.request(&json!({ "cmd": "crash", "dom": dom, "how": how, "count": count }))?;
+        let event =
+            |m: &Self, name: &str| m.control.event(events, Duration::ZERO, |e| e["event"] == name && e["dom"] == dom);
+        let (died_at, died) = self.wait_for(&format!("death of `{dom}` by {how}"), PATIENCE, |m| event(m, "died"))?;
+        let (back_at, _) =
+            self.wait_for(&format!("restart of `{dom}` after {how}"), PATIENCE, |m| event(m, "restarted"))?;
+        let mut outages = Vec::new();
+        for guest in 0..self.guests.len() {
+            let what = format!("packet delivered to guest `{}` after {how}", self.guests[guest].name);
+            // The answer that counts went through the new instance: it came after that was entered.
+            self.wait_for(&what, PATIENCE, |m| m.host.probes(guest, |log| log.first_after(back_at)).flatten())?;
+            let gap = self.host.probes(guest, |log| log.longest_gap(from, back_at)).flatten();
+            outages.push(ms(gap.context("no probe was delivered before the crash")?));
+        }
+        let cause = died["cause"].as_str().unwrap_or("unknown").to_string();
+        ensure!(
+            expected_causes(how).contains(&cause.as_str()),
+            "`{dom}` was crashed by {how}, but the hypervisor took it for {cause}: {}",
+            died["detail"]
+        );
+        let history = self.control.request(&json!({ "cmd": "history", "max": 4 }))?;
+        let deaths: Vec<Death> = serde_json::from_value(history["history"].clone()).context("history of control")?;
+        let death = deaths.into_iter().find(|d| d.dom == dom).context("the history lacks the crash")?;
+        let iommu = if how == "dma" { Some(self.iommu_line(lines, &died["detail"])?) } else { None };
+        Ok(Outcome {
+            how: how.to_string(),
+            cause,
+            detail: died["detail"].as_str().unwrap_or_default().to_string(),
+            outage_ms: outages.iter().copied().fold(0.0, f64::max),
+            outages_ms: outages,
+            detect_ms: ms(died_at.duration_since(from)),
+            entered_us: death.outage_us,
+            serving_us: death.serving_us,
+            phases: death.phases,
+            iommu,
+        })
+    }
+
+    /// The report of the IOMMU fault, with device and address.
+    fn iommu_line(&self, from: usize, detail: &serde_json::Value) -> Result<String> {
+        let names_both = |text: &str| text.to_lowercase().contains("iommu") && has_bdf(text) && text.contains("0x");
+        let line = self.console.since(from).into_iter().map(|l| l.text).find(|text| names_both(text));
+        line.or_else(|| detail.as_str().filter(|d| has_bdf(d) && d.contains("0x")).map(str::to_string))
+            .context("no report of the IOMMU fault names device and address")
+    }
+}
+
+/// Whether a text holds a PCI address as `00:03.0`.
+fn has_bdf(text: &str) -> bool {
+    text.split(|c: char| !(c.is_ascii_hexdigit() || c == ':' || c == '.')).any(|word| {
+        word.trim_matches([':', '.']).rsplit(':').take(2).count() == 2 && is_bdf(word.trim_matches([':', '.']))
+    })
+}
+
+fn is_bdf(word: &str) -> bool {
+    // The last seven characters, so that a segment group before them does no harm.
+    word.len() >= 7 && word.get(word.len() - 7..).is_some_and(|tail| tail.parse::<crate::manifest::Bdf>().is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pci_address_is_found_in_a_sentence() {
+        assert!(has_bdf("IOMMU fault: device 00:03.0 at 0x1000"));
+        assert!(has_bdf("fault of 0000:00:03.0, address 0xdead"));
+        assert!(!has_bdf("fault at 12:34, address 0x00"));
+    }
+
+    #[test]
+    fn every_way_to_crash_has_its_causes() {
+        for how in KINDS {
+            assert!(!expected_causes(how).is_empty());
+        }
+        assert_eq!(expected_causes("dma"), ["iommu-fault"]);
+    }
+}

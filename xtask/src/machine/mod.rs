@@ -1,0 +1,270 @@
+//! A running machine: the emulator, its console, its control line and its wire, together and ended together.
+pub mod console;
+pub mod control;
+pub mod crash;
+pub mod load;
+pub mod protocol;
+pub mod qemu;
+
+use crate::hostnet::{self, Guest, Host};
+use crate::image::Built;
+use crate::manifest::System;
+use crate::{paths, setup};
+use anyhow::{Context, Result, anyhow, bail};
+use console::{Console, Line};
+use control::Control;
+use qemu::Qemu;
+use serde_json::Value;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+/// Longest path a socket can have (`sun_path` less its NUL and our longest name).
+const SOCKET_PATH_MAX: usize = 107 - 8;
+
+/// How a machine is wanted.
+pub struct Options {
+    /// Name of the system, for messages.
+    pub name: String,
+    /// `ctl` finds this machine.
+    pub public: bool,
+}
+
+/// A machine that runs; it ends when this is dropped.
+pub struct Machine {
+    /// The emulator.
+    pub qemu: Qemu,
+    /// COM1.
+    pub console: Console,
+    /// COM2.
+    pub control: Control,
+    /// The wire.
+    pub host: Host,
+    /// Guests on the wire, in the order of the wire's numbers.
+    pub guests: Vec<Guest>,
+    /// The emulator was started.
+    pub started: Instant,
+    folder: PathBuf,
+    public: bool,
+}
+
+/// Reserves the page's port; to be called before anything is started.
+///
+/// # Errors
+/// The port is taken: names it and what to do.
+pub fn reserve(port: u16) -> Result<TcpListener> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => anyhow!(
+            "port {port} of 127.0.0.1 is taken by another program (is another `xtask run` still there?); end it or give another: --port N (0 = any free)"
+        ),
+        _ => anyhow!("cannot listen on 127.0.0.1:{port}: {error}"),
+    })
+}
+
+impl Machine {
+    /// Starts the built system. `page` is the listener of the first guest's page, `show` sees each console line.
+    ///
+    /// # Errors
+    /// Sockets, threads, the emulator; with what QEMU said where it ended at once.
+    pub fn start(
+        system: &System,
+        built: &Built,
+        options: &Options,
+        page: TcpListener,
+        show: impl FnMut(&Line) + Send + 'static,
+    ) -> Result<Self> {
+        let folder = folder()?;
+        let guests = Guest::of(system);
+        let mut pages = vec![page];
+        while pages.len() < guests.len() {
+            pages.push(reserve(0)?);
+        }
+        let doors: Vec<PathBuf> = (0..system.machine.nics.len()).map(|i| qemu::net(&folder, i)).collect();
+        let host = Host::start(&doors, guests.iter().cloned().zip(pages.into_iter().map(Some)).collect())?;
+        let coms: Vec<UnixListener> = [qemu::COM1, qemu::COM2]
+            .iter()
+            .map(|com| {
+                let path = folder.join(com);
+                let listener =
+                    UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+                listener.set_nonblocking(true)?;
+                Ok(listener)
+            })
+            .collect::<Result<_>>()?;
+        let args = qemu::arguments(&system.machine, setup::kvm(), &built.hypervisor, &built.bundle, &folder);
+        let started = Instant::now();
+        let mut qemu = Qemu::start(&args, &folder)?;
+        let mut lines = Vec::new();
+        for listener in &coms {
+            lines.push(accept(listener, &mut qemu)?);
+        }
+        let [com1, com2] = <[UnixStream; 2]>::try_from(lines).map_err(|_| anyhow!("two serial lines expected"))?;
+        let console = Console::start(com1, show)?;
+        let control = Control::start(com2)?;
+        let machine = Self { qemu, console, control, host, guests, started, folder, public: options.public };
+        if options.public {
+            machine.publish(options)?;
+        }
+        Ok(machine)
+    }
+
+    /// Makes `ctl` find the machine.
+    fn publish(&self, options: &Options) -> Result<()> {
+        let socket = self.folder.join("ctl");
+        self.control
+            .serve(UnixListener::bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?)?;
+        let card = serde_json::json!({
+            "pid": std::process::id(), "qemu": self.qemu.pid(), "system": options.name, "socket": socket,
+            "port": self.host.port(0),
+        });
+        let path = card_path();
+        std::fs::create_dir_all(paths::output())?;
+        std::fs::write(&path, format!("{card:#}\n")).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// The emulator ended: how, with the reason as far as it is known.
+    ///
+    /// # Errors
+    /// Of `wait`.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.qemu.ended()
+    }
+
+    /// An error for a machine that is not as it should be, with the console's end.
+    pub fn failure(&mut self, what: &str) -> anyhow::Error {
+        let end = match self.qemu.ended() {
+            Ok(Some(status)) => format!("; the emulator ended with {status}"),
+            _ => String::new(),
+        };
+        let complaint = self.qemu.complaint();
+        let complaint = if complaint.is_empty() { String::new() } else { format!("\nQEMU says:\n{complaint}") };
+        let tail = self.console.tail(12);
+        let tail =
+            if tail.is_empty() { "the console is empty".to_string() } else { format!("the console's end:\n{tail}") };
+        anyhow!("{what}{end}{complaint}\n{tail}")
+    }
+
+    /// Waits until `done` gives something, the emulator ends, somebody wants us to stop, or the time is up.
+    ///
+    /// # Errors
+    /// `what` did not come, and the state of the machine.
+    pub fn wait_for<T>(
+        &mut self,
+        what: &str,
+        patience: Duration,
+        mut done: impl FnMut(&Self) -> Option<T>,
+    ) -> Result<T> {
+        let start = Instant::now();
+        loop {
+            if let Some(value) = done(self) {
+                return Ok(value);
+            }
+            if self.qemu.ended()?.is_some() {
+                return Err(self.failure(&format!("no {what}")));
+            }
+            if crate::signals::stop() {
+                bail!("interrupted");
+            }
+            if start.elapsed() > patience {
+                return Err(self.failure(&format!("no {what} within {} s", patience.as_secs())));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Waits for control's `ready`, then for the first answer of guest `guest`'s page. Returns the moments of both.
+    ///
+    /// # Errors
+    /// As [`Machine::wait_for`].
+    pub fn wait_until_serving(&mut self, guest: usize, patience: Duration) -> Result<(Instant, Instant)> {
+        let ready = self.wait_until_ready(patience)?;
+        let name = self.guests.get(guest).map(|g| g.name.clone()).context("the system has no guest on the wire")?;
+        self.wait_for(&format!("address for guest `{name}`"), patience, |m| m.host.up(guest))?;
+        let port = self.host.port(guest).context("the guest has no page")?;
+        let served = self.wait_for(&format!("page of guest `{name}`"), patience, |_| {
+            hostnet::client::get(port, "/status.json").is_ok_and(|(status, _)| status == 200).then(Instant::now)
+        })?;
+        Ok((ready, served))
+    }
+
+    /// Waits for control's `ready` and subscribes to its events.
+    ///
+    /// # Errors
+    /// As [`Machine::wait_for`].
+    pub fn wait_until_ready(&mut self, patience: Duration) -> Result<Instant> {
+        let is_ready = |event: &Value| event["event"] == "ready";
+        let (at, _) =
+            self.wait_for("word from the control domain", patience, |m| m.control.event(0, Duration::ZERO, is_ready))?;
+        self.control.ask("subscribe")?;
+        Ok(at)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.qemu.kill();
+        // What ended the wire before was told where it mattered; here everything ends.
+        let _ = self.host.stop();
+        if self.public && own_card() {
+            let _ = std::fs::remove_file(card_path());
+        }
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Where `ctl` looks.
+pub fn card_path() -> PathBuf {
+    paths::output().join("running.json")
+}
+
+/// Reads what [`card_path`] says of the machine that runs.
+///
+/// # Errors
+/// None runs: what to type.
+pub fn card() -> Result<Value> {
+    let none = "no machine runs; start one in another terminal: cargo xtask run";
+    let text = std::fs::read_to_string(card_path()).map_err(|_| anyhow!(none))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is damaged", card_path().display()))
+}
+
+fn own_card() -> bool {
+    card().is_ok_and(|card| card["pid"] == std::process::id())
+}
+
+/// A folder for the sockets of one run: below `target`, or, where that path is too long for a socket, in the system's
+/// folder for temporary files.
+fn folder() -> Result<PathBuf> {
+    static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let name = format!("run-{}-{number}", std::process::id());
+    let fits = |path: &Path| path.as_os_str().len() <= SOCKET_PATH_MAX;
+    let folder =
+        Some(paths::output().join(&name)).filter(|p| fits(p)).unwrap_or_else(|| std::env::temp_dir().join(&name));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    Ok(folder)
+}
+
+/// Waits for QEMU to connect, which it does before it runs the machine.
+fn accept(listener: &UnixListener, qemu: &mut Qemu) -> Result<UnixStream> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false)?;
+                return Ok(stream);
+            }
+            Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => return Err(error).context("serial line"),
+            Err(_) => {}
+        }
+        if let Some(status) = qemu.ended()? {
+            bail!("QEMU ended at once with {status}:\n{}\nit was started as: {}", qemu.complaint(), qemu.line);
+        }
+        if Instant::now() > deadline {
+            bail!("QEMU did not connect to its serial line within 20 s:\n{}", qemu.complaint());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

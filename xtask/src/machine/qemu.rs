@@ -1,0 +1,154 @@
+//! The emulator as a process: its command line from a system's `[machine]`, and that it never outlives us.
+
+use crate::manifest::Machine;
+use crate::setup;
+use anyhow::{Context, Result};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+/// What the sockets are called in a run's folder.
+pub const COM1: &str = "com1";
+/// The control socket's.
+pub const COM2: &str = "com2";
+
+/// The socket of a NIC.
+pub fn net(folder: &Path, number: usize) -> PathBuf {
+    folder.join(format!("net{number}"))
+}
+
+/// The whole command line. Sockets are those of `folder`, on which somebody listens.
+pub fn arguments(machine: &Machine, kvm: bool, kernel: &Path, bundle: &Path, folder: &Path) -> Vec<String> {
+    let mut args: Vec<String> = Vec::new();
+    let mut put = |words: &[&str]| args.extend(words.iter().map(ToString::to_string));
+    if kvm {
+        // The IOMMU remaps interrupts only where the I/O APIC is emulated.
+        put(&["-machine", "q35,kernel-irqchip=split", "-accel", "kvm", "-cpu", "host,+svm,+npt"]);
+    } else {
+        put(&["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt"]);
+    }
+    put(&["-smp", &machine.cpus.to_string(), "-m", &format!("{}M", machine.memory.0 >> 20)]);
+    put(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+    put(&["-device", "amd-iommu,intremap=on"]);
+    put(&["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+    for (i, nic) in machine.nics.iter().enumerate() {
+        let path = net(folder, i);
+        put(&["-netdev", &format!("stream,id=n{i},server=off,addr.type=unix,addr.path={}", path.display())]);
+        let address = nic.address.0 >> 3 & 31;
+        put(&["-device", &format!("{},netdev=n{i},addr={address:#x},mac={}", nic.model, nic.mac)]);
+    }
+    for com in [COM1, COM2] {
+        put(&["-chardev", &format!("socket,id={com},path={},server=off", folder.join(com).display())]);
+        put(&["-serial", &format!("chardev:{com}")]);
+    }
+    put(&["-kernel", &kernel.display().to_string(), "-initrd", &bundle.display().to_string()]);
+    args
+}
+
+/// A running emulator; it is killed when this is dropped, and by the kernel should we die.
+pub struct Qemu {
+    child: Child,
+    /// The command line, for those who want to repeat it.
+    pub line: String,
+    /// What it wrote to its standard error.
+    stderr: PathBuf,
+}
+
+impl Qemu {
+    /// Starts it. To be called from a thread that lives as long as the emulator shall: the kernel ends it with that thread.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(args: &[String], folder: &Path) -> Result<Self> {
+        let stderr = folder.join("qemu.log");
+        let log = std::fs::File::create(&stderr).with_context(|| format!("cannot write {}", stderr.display()))?;
+        let mut command = Command::new(setup::QEMU);
+        command.args(args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        // Its own group: a Ctrl-C at the terminal reaches us, and we end it in order.
+        command.process_group(0);
+        let parent = rustix::process::getpid();
+        // SAFETY: between fork and exec only two system calls are made, which are async-signal-safe; nothing is allocated
+        // and no lock is taken.
+        unsafe {
+            command.pre_exec(move || {
+                rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+                // The parent may have died before the order was given.
+                if rustix::process::getppid() != Some(parent) {
+                    return Err(std::io::ErrorKind::BrokenPipe.into());
+                }
+                Ok(())
+            });
+        }
+        let child = command.spawn().with_context(|| format!("cannot start {}", setup::QEMU))?;
+        Ok(Self { child, line: format!("{} {}", setup::QEMU, args.join(" ")), stderr })
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// Of `wait`.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// What QEMU itself complained about.
+    pub fn complaint(&self) -> String {
+        let text = std::fs::read_to_string(&self.stderr).unwrap_or_default();
+        text.lines().filter(|line| !line.trim().is_empty()).take(8).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Ends it now.
+    pub fn kill(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The code a guest gave to `isa-debug-exit`, which QEMU makes `code << 1 | 1` of.
+pub fn guest_code(status: ExitStatus) -> Option<u32> {
+    let code = u32::try_from(status.code()?).ok()?;
+    (code & 1 == 1).then_some(code >> 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::{System, tests::SYSTEM};
+
+    #[test]
+    fn the_command_line_names_every_device_and_socket() {
+        let system = System::parse(SYSTEM, "test").unwrap();
+        let line = arguments(&system.machine, false, Path::new("/k"), Path::new("/b"), Path::new("/run")).join(" ");
+        for part in [
+            "-machine q35 -accel tcg,thread=multi -cpu EPYC,+svm,+npt -smp 2 -m 64M",
+            "-device amd-iommu,intremap=on",
+            "-netdev stream,id=n0,server=off,addr.type=unix,addr.path=/run/net0",
+            "-device e1000,netdev=n0,addr=0x3,mac=52:54:00:00:00:01",
+            "-chardev socket,id=com2,path=/run/com2,server=off -serial chardev:com2",
+            "-kernel /k -initrd /b",
+        ] {
+            assert!(line.contains(part), "`{part}` is missing in {line}");
+        }
+    }
+
+    #[test]
+    fn the_guests_exit_code_is_told_from_qemus_own() {
+        use std::os::unix::process::ExitStatusExt;
+        assert_eq!(guest_code(ExitStatus::from_raw(1 << 8)), Some(0));
+        assert_eq!(guest_code(ExitStatus::from_raw(15 << 8)), Some(7));
+        assert_eq!(guest_code(ExitStatus::from_raw(0)), None, "QEMU's own success");
+        assert_eq!(guest_code(ExitStatus::from_raw(9)), None, "killed");
+    }
+}

@@ -1,0 +1,109 @@
+//! While a machine runs: single keys where there is a terminal, and waiting for the end everywhere.
+
+use super::show::Printer;
+use crate::machine::crash::KINDS;
+use crate::machine::{Machine, qemu};
+use crate::manifest::System;
+use crate::signals;
+use anyhow::Result;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use serde_json::json;
+use std::io::{IsTerminal, Read, stdin};
+use std::process::ExitCode;
+
+/// The terminal without line editing and echo, until this is dropped.
+struct Raw(Termios);
+
+impl Raw {
+    fn new() -> Option<Self> {
+        let before = tcgetattr(stdin()).ok().filter(|_| stdin().is_terminal())?;
+        let mut raw = before.clone();
+        raw.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO);
+        tcsetattr(stdin(), OptionalActions::Now, &raw).ok()?;
+        Some(Self(before))
+    }
+
+    /// A key, if one comes within a tenth of a second.
+    fn key(&self) -> Option<u8> {
+        let input = stdin();
+        let mut fds = [PollFd::new(&input, PollFlags::IN)];
+        let nap = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+        if !matches!(poll(&mut fds, Some(&nap)), Ok(n) if n > 0) {
+            return None;
+        }
+        let mut byte = [0];
+        (input.lock().read(&mut byte).ok()? == 1).then_some(byte[0])
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        let _ = tcsetattr(stdin(), OptionalActions::Now, &self.0);
+    }
+}
+
+const HELP: &str = "keys: c = crash the driver, r = restart it, s = domains, q = quit";
+
+/// Shows the machine until it ends or somebody ends it; the code is the guest's if it gave one.
+///
+/// # Errors
+/// Of the emulator.
+pub fn until_end(machine: &mut Machine, system: &System, printer: &Printer) -> Result<ExitCode> {
+    let raw = Raw::new();
+    if raw.is_some() {
+        printer.say(HELP);
+    }
+    let mut choosing = false;
+    loop {
+        if signals::stop() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        if let Some(status) = machine.ended()? {
+            // The console's thread may still hold the last lines.
+            machine.console.wait(usize::MAX, std::time::Duration::from_millis(500));
+            let code = qemu::guest_code(status);
+            printer.say(&match code {
+                Some(code) => format!("the machine ended with code {code}"),
+                None => format!("the emulator ended with {status} {}", machine.qemu.complaint()),
+            });
+            return Ok(ExitCode::from(code.and_then(|c| u8::try_from(c).ok()).unwrap_or(1)));
+        }
+        let Some(raw) = &raw else {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            continue;
+        };
+        let Some(key) = raw.key() else { continue };
+        let driver = super::driver(system).ok();
+        match (choosing, key, driver) {
+            (true, b'1'..=b'7', Some(driver)) => {
+                choosing = false;
+                let how = KINDS[usize::from(key - b'1')];
+                order(machine, printer, &json!({ "cmd": "crash", "dom": driver, "how": how }));
+            }
+            (true, ..) => {
+                choosing = false;
+                printer.say("nothing crashed");
+            }
+            (_, b'c', Some(_)) => {
+                choosing = true;
+                let menu: Vec<String> = KINDS.iter().zip(1..).map(|(kind, n)| format!("{n} = {kind}")).collect();
+                printer.say(&format!("crash by: {}", menu.join(", ")));
+            }
+            (_, b'r', Some(driver)) => order(machine, printer, &json!({ "cmd": "restart", "dom": driver })),
+            (_, b's', _) => match crate::ctl::domains(&machine.control) {
+                Ok(table) => table.lines().for_each(|line| printer.say(line)),
+                Err(error) => printer.say(&format!("{error:#}")),
+            },
+            (_, b'q' | 4, _) => return Ok(ExitCode::SUCCESS),
+            _ => printer.say(HELP),
+        }
+    }
+}
+
+fn order(machine: &Machine, printer: &Printer, request: &serde_json::Value) {
+    match machine.control.request(request) {
+        Ok(reply) => printer.say(&format!("{} {}: {reply}", request["cmd"], request["dom"]).replace('"', "")),
+        Err(error) => printer.say(&format!("{error:#}")),
+    }
+}

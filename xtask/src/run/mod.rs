@@ -1,0 +1,89 @@
+//! `cargo xtask run`: sets up, builds, boots, shows; either the demonstration and then the page with keys, or
+//! `--headless`, the scripted main job with its report.
+mod demo;
+mod headless;
+mod keys;
+mod show;
+
+use crate::machine::{self, Machine, Options};
+use crate::manifest::{Role, System};
+use crate::{image, setup};
+use anyhow::{Context, Result, bail};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Longest wait for a system to serve.
+pub const BOOT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Arguments of `run`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// System to boot (a file in images/systems/, without .toml, or a path)
+    #[arg(default_value = "default")]
+    system: String,
+    /// Port of the page on 127.0.0.1; 0 = any free one
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// The scripted main job: transfer both ways while crashing the driver 10 times, verify, report, end
+    #[arg(long)]
+    headless: bool,
+    /// Where --headless writes its report (JSON)
+    #[arg(long, value_name = "FILE", requires = "headless")]
+    report: Option<PathBuf>,
+    /// MiB to transfer each way with --headless
+    #[arg(long, default_value_t = 64, requires = "headless", value_parser = clap::value_parser!(u64).range(1..=4096))]
+    mib: u64,
+    /// Boot and leave it running, without the demonstration
+    #[arg(long, conflicts_with = "headless")]
+    no_demo: bool,
+    /// Do not show the consoles
+    #[arg(long)]
+    quiet: bool,
+}
+
+/// The domain whose crash everything is about: the backend of the first guest on the wire.
+///
+/// # Errors
+/// The system has no guest on the wire.
+pub fn driver(system: &System) -> Result<&str> {
+    let vif = system.vifs().next().map(|(_, vif)| vif.backend.as_str());
+    vif.or_else(|| system.domains.iter().find(|d| d.role == Role::Driver).map(|d| d.name.as_str()))
+        .context("this system has no driver domain to crash")
+}
+
+/// The command.
+///
+/// # Errors
+/// Whatever keeps the machine from running as it should.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let system = System::load(&args.system)?;
+    let page = machine::reserve(if args.headless && args.port == 8080 { 0 } else { args.port })?;
+    let qemu = setup::ensure_all()?;
+    let built = image::system(&system, &args.system)?;
+    let options = Options { name: args.system.clone(), public: true };
+    let printer = show::Printer::new(args.quiet || args.headless);
+    let mut machine = Machine::start(&system, &built, &options, page, printer.sink())?;
+    if args.headless {
+        return headless::run(&mut machine, &system, &qemu, args.mib << 20, args.report.as_deref());
+    }
+    if machine.guests.is_empty() {
+        return keys::until_end(&mut machine, &system, &printer);
+    }
+    let (_, served) = machine.wait_until_serving(0, BOOT_PATIENCE)?;
+    let port = machine.host.port(0).context("the guest has no page")?;
+    let boot = machine.console.first_byte().map(|first| served.duration_since(first));
+    printer.say(&format!(
+        "the page: http://127.0.0.1:{port}/   (booted in {} ms)",
+        boot.map_or_else(|| "?".into(), |b| b.as_millis().to_string())
+    ));
+    let terminal = std::io::IsTerminal::is_terminal(&std::io::stdin());
+    let good = args.no_demo || demo::run(&mut machine, &system, &printer)?;
+    if terminal || args.no_demo {
+        return keys::until_end(&mut machine, &system, &printer);
+    }
+    if !good {
+        bail!("the demonstration failed");
+    }
+    Ok(ExitCode::SUCCESS)
+}
