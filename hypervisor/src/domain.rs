@@ -12,6 +12,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use hv_core::watchdog::Watchdogs;
 use hv_core::{Gfn, Mfn};
 use hv_npt::{Flush, Leaf, MapError, NestedTree, Rights};
 use spin::{Mutex, RwLock};
@@ -98,6 +99,15 @@ pub struct Counters {
     pub cpu_ns: AtomicU64,
 }
 
+/// A part of a domain's pristine image.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment {
+    /// Guest-physical address, page-aligned.
+    pub gpa: u64,
+    /// Its bytes.
+    pub bytes: &'static [u8],
+}
+
 /// A domain.
 #[derive(Debug)]
 pub struct Domain {
@@ -107,8 +117,8 @@ pub struct Domain {
     pub name: heapless::String<32>,
     /// Its record in the bundle: memory, entry registers, limits. Checked by `Bundle::parse`.
     pub record: bundle::Domain,
-    /// Its pristine image: where each segment's bytes lie in the bundle, which stays in memory as it came.
-    pub image: &'static [bundle::Segment],
+    /// Its pristine image: bytes in the bundle, which stays in memory as it came.
+    pub image: Box<[Segment]>,
     /// I/O ports it may use.
     pub ports: &'static [bundle::Ports],
     /// Its vCPUs by number.
@@ -119,6 +129,12 @@ pub struct Domain {
     pub shared_info: SharedFrame,
     /// Frames of the grant table so far, at most `record.max_grant_frames`.
     pub grant_frames: Mutex<Vec<SharedFrame>>,
+    /// `SCHEDOP_watchdog`.
+    pub watchdogs: Mutex<Watchdogs>,
+    /// I/O permission map.
+    pub iopm: Mfn,
+    /// Its RAM as it was given: first guest frame, first machine frame, count.
+    pub ram: Box<[(Gfn, Mfn, u64)]>,
     /// HVM parameters by number.
     pub hvm_params: Mutex<[u64; hvm::NR_PARAMS as usize]>,
     /// `xenolith::state`.

@@ -1,12 +1,23 @@
 //! Stopping and restarting domains (DESIGN §4): who stopped, why, what control is told, and the way back to a running domain.
+//!
+//! A stop contains the domain at once, on whatever CPU it is noticed: its vCPUs enter no guest any more, its device reaches no
+//! memory. Everything that takes time waits for the control domain's order.
 
-use crate::domain::{Domain, pause};
-use crate::time;
-use abi::xenolith::{self, Event};
-use alloc::collections::VecDeque;
+use crate::domain::{self, Domain, pause};
+use crate::vcpu::{Vcpu, state};
+use crate::{deadlines, device, events, image, run, time};
+use abi::xenolith::{self, DomOp, Event, cause};
+use abi::{DomId, Errno, bundle, hvm};
 use alloc::sync::Arc;
-use core::sync::atomic::Ordering::SeqCst;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use hv_core::lifecycle::EventQueue;
+use hv_npt::Rights;
 use spin::Mutex;
+
+/// How long vCPUs may take to leave their CPUs: a hypercall in flight ends first.
+const STOP_NS: u64 = 200 * time::MS;
+/// Guest frames past the end of RAM, up to the end of a nested table.
+const GUEST_FRAMES: u64 = 1 << 36;
 
 /// Why a domain stops; the numbers go to `xenolith::Event` as `abi::xenolith::cause` lists them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,38 +28,196 @@ pub struct Cause {
     pub info: [u64; 4],
 }
 
-/// Events kept for the control domain; beyond this the oldest go.
-const EVENTS_MAX: usize = 64;
-static EVENTS: Mutex<VecDeque<Event>> = Mutex::new(VecDeque::new());
+static EVENTS: Mutex<EventQueue> = Mutex::new(EventQueue::new());
 
 /// Stops `domain`: contained at once, control is told. Does nothing to a domain that is already stopped.
-pub fn stop(domain: &Arc<Domain>, cause: Cause) {
+pub fn stop(domain: &Arc<Domain>, why: Cause) {
     if domain.paused.fetch_or(pause::STOPPED, SeqCst) & pause::STOPPED != 0 {
         return;
     }
     domain.state.store(xenolith::state::STOPPED, SeqCst);
-    domain.last_cause.store(cause.cause, SeqCst);
-    log::warn!(
-        "{} (domain {}) stopped: {} {:#x?}",
-        domain.name,
-        domain.id,
-        xenolith::cause::name(cause.cause),
-        cause.info
-    );
-    let mut event =
-        Event { domid: domain.id, cause: cause.cause, time_ns: time::now_ns(), info: cause.info, ..Event::default() };
+    domain.last_cause.store(why.cause, SeqCst);
+    kick_all(domain);
+    device::contain(domain.id);
     let line = domain.console.lock().last_line();
+    let [a, b, c, _] = why.info;
+    log::warn!("{} (domain {}) stopped: {} {a:#x} {b:#x} {c:#x}", domain.name, domain.id, cause::name(why.cause));
+    if domain.is_control() {
+        log::error!("the control domain is gone; the others go on without it");
+    }
+    let mut event =
+        Event { domid: domain.id, cause: why.cause, time_ns: time::now_ns(), info: why.info, ..Event::default() };
     for (to, from) in event.text.iter_mut().zip(&line) {
         *to = *from;
     }
-    let mut events = EVENTS.lock();
-    if events.len() == EVENTS_MAX {
-        events.pop_front();
-    }
-    events.push_back(event);
+    EVENTS.lock().push(event);
+    events::tell_control();
 }
 
 /// The oldest event not yet fetched.
 pub fn next_event() -> Option<Event> {
-    EVENTS.lock().pop_front()
+    EVENTS.lock().pop()
+}
+
+fn kick_all(domain: &Domain) {
+    for vcpu in &domain.vcpus {
+        if vcpu.in_guest.load(SeqCst) {
+            run::kick(vcpu.cpu.load(SeqCst));
+        }
+    }
+}
+
+/// `DOM_PAUSE`.
+///
+/// # Errors
+/// `EINVAL` unless it runs.
+pub fn pause(domain: &Arc<Domain>) -> Result<(), Errno> {
+    if domain.paused.compare_exchange(0, pause::ADMIN, SeqCst, SeqCst).is_err() {
+        return Err(Errno::EINVAL);
+    }
+    domain.state.store(xenolith::state::PAUSED, SeqCst);
+    kick_all(domain);
+    Ok(())
+}
+
+/// `DOM_UNPAUSE`.
+///
+/// # Errors
+/// `EINVAL` unless it is paused.
+pub fn unpause(domain: &Arc<Domain>) -> Result<(), Errno> {
+    if domain.paused.compare_exchange(pause::ADMIN, 0, SeqCst, SeqCst).is_err() {
+        return Err(Errno::EINVAL);
+    }
+    domain.state.store(xenolith::state::RUNNING, SeqCst);
+    for vcpu in &domain.vcpus {
+        run::wake(vcpu);
+    }
+    Ok(())
+}
+
+/// `DOM_KILL`: contained, not restarted.
+pub fn kill(domain: &Arc<Domain>) {
+    let rip = domain.vcpu(0).map_or(0, |v| v.last_rip.load(Relaxed));
+    stop(domain, Cause { cause: cause::ADMIN, info: [rip, 0, 0, 0] });
+}
+
+/// What every instance finds, the first and those after a restart: its own address space and nothing in it but RAM, an empty
+/// `shared_info`, HVM parameters, the ports and grants that wait for the control domain, vCPU 0 at its entry.
+///
+/// # Errors
+/// A message for people.
+pub fn prepare(domain: &Arc<Domain>) -> Result<(), &'static str> {
+    domain.shared_info.zero();
+    {
+        let mut params = domain.hvm_params.lock();
+        *params = [0; hvm::NR_PARAMS as usize];
+        for (param, page) in
+            [(hvm::PARAM_STORE_PFN, bundle::special::STORE), (hvm::PARAM_CONSOLE_PFN, bundle::special::CONSOLE)]
+        {
+            if let Some(p) = params.get_mut(param as usize) {
+                *p = domain.special_gfn(page).0;
+            }
+        }
+    }
+    *domain.watchdogs.lock() = hv_core::watchdog::Watchdogs::default();
+    events::prepare(domain).map_err(|_| "its port limit leaves no room for the store and console ports")?;
+    device::attach(domain).map_err(|_| "there is no memory for its device's tables")?;
+    let root = domain.p2m.lock().root();
+    for vcpu in &domain.vcpus {
+        deadlines::clear(vcpu);
+        vcpu.reset();
+        vcpu.state.store(state::DOWN, SeqCst);
+        vcpu.context.lock().reset(domain, root);
+        vcpu.write_clock(domain);
+    }
+    Ok(())
+}
+
+/// Lets a prepared domain run.
+pub fn enter(domain: &Domain) {
+    domain.state.store(xenolith::state::RUNNING, SeqCst);
+    domain.paused.store(0, SeqCst);
+    if let Some(vcpu) = domain.vcpu(0) {
+        run::up(vcpu);
+    }
+}
+
+/// Undoes what the instance did to its address space: RAM where it was, nothing else.
+fn restore_p2m(domain: &Domain) -> Result<(), Errno> {
+    let mut replaced = false;
+    let mut p2m = domain.p2m.lock();
+    let beyond = domain.mem_frames();
+    replaced |= p2m.unmap(hv_core::Gfn(beyond), GUEST_FRAMES - beyond).map_err(|_| Errno::ENOMEM)?.replaced;
+    for &(gfn, mfn, pages) in &domain.ram {
+        replaced |= p2m.map(gfn, mfn, pages, Rights::RWX).map_err(|_| Errno::ENOMEM)?.replaced;
+    }
+    drop(p2m);
+    if replaced {
+        run::flush_tlb(domain);
+    }
+    domain.p2m.lock().reclaim();
+    Ok(())
+}
+
+/// `DOM_RESTART`: restart in place from the pristine image. The answer holds the phases' durations.
+///
+/// # Errors
+/// `EINVAL` for the caller itself, `EBUSY` while a restart runs, `ETIMEDOUT` if a vCPU does not leave its CPU; the domain then stays
+/// stopped.
+pub fn restart(domain: &Arc<Domain>, caller: &Domain) -> Result<DomOp, Errno> {
+    if domain.id == caller.id {
+        return Err(Errno::EINVAL);
+    }
+    let mut op = DomOp { domid: domain.id, ..DomOp::default() };
+    let mut clock = time::now_ns();
+    let mut phase = || {
+        let now = time::now_ns();
+        now - core::mem::replace(&mut clock, now)
+    };
+    if domain.paused.fetch_or(pause::BUILDING, SeqCst) & pause::BUILDING != 0 {
+        return Err(Errno::EBUSY);
+    }
+    if domain.state.swap(xenolith::state::RESTARTING, SeqCst) != xenolith::state::STOPPED {
+        domain.last_cause.store(cause::ADMIN, SeqCst);
+    }
+    let result = restart_phases(domain, &mut op, &mut phase);
+    if let Err(e) = result {
+        log::error!("{} (domain {}) cannot be restarted: {e}", domain.name, domain.id);
+        domain.state.store(xenolith::state::STOPPED, SeqCst);
+        domain.paused.store(pause::STOPPED, SeqCst);
+        return Err(e);
+    }
+    domain.generation.fetch_add(1, SeqCst);
+    enter(domain);
+    op.enter_ns = phase();
+    Ok(op)
+}
+
+fn restart_phases(domain: &Arc<Domain>, op: &mut DomOp, phase: &mut impl FnMut() -> u64) -> Result<(), Errno> {
+    kick_all(domain);
+    if !run::all_off(domain, STOP_NS) {
+        return Err(Errno::ETIMEDOUT);
+    }
+    op.stop_ns = phase();
+    device::contain(domain.id);
+    op.device_ns = phase();
+    restore_p2m(domain)?;
+    op.unbind_ns = phase();
+    image::restore(domain, true);
+    op.image_ns = phase();
+    prepare(domain).map_err(|_| Errno::ENOSPC)
+}
+
+/// The domain that a *control* command names.
+///
+/// # Errors
+/// `ESRCH`.
+pub fn named(id: DomId) -> Result<Arc<Domain>, Errno> {
+    domain::find(id).ok_or(Errno::ESRCH)
+}
+
+/// Starts a further vCPU that its domain initialised.
+#[must_use]
+pub fn vcpu_up(vcpu: &Arc<Vcpu>) -> bool {
+    run::up(vcpu)
 }

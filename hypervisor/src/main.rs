@@ -6,32 +6,16 @@
 #[cfg(target_os = "none")]
 extern crate alloc;
 
+/// Declares the freestanding modules, so that a host build of the workspace sees an empty program.
+macro_rules! rooms {
+    ($($name:ident)*) => { $(#[cfg(target_os = "none")] mod $name;)* };
+}
+rooms! {
+    acpi apic boot console context cpu cpuid deadlines device domain events exits guest_mem heap hypercall image ioapic iommu irq
+    lifecycle loader mem msr paging panic pci percpu permissions power run shared_frame smp start time traps vcpu
+}
 #[cfg(target_os = "none")]
-mod console;
-#[cfg(target_os = "none")]
-mod domain;
-#[cfg(target_os = "none")]
-mod guest_mem;
-#[cfg(target_os = "none")]
-mod heap;
-#[cfg(target_os = "none")]
-mod hypercall;
-#[cfg(target_os = "none")]
-mod lifecycle;
-#[cfg(target_os = "none")]
-mod mem;
-#[cfg(target_os = "none")]
-mod panic;
-#[cfg(target_os = "none")]
-mod percpu;
-#[cfg(target_os = "none")]
-mod run;
-#[cfg(target_os = "none")]
-mod shared_frame;
-#[cfg(target_os = "none")]
-mod time;
-#[cfg(target_os = "none")]
-mod vcpu;
+use start::start;
 
 /// There is nothing to run on a host; `cargo build` without a target only checks that the crate is there.
 #[cfg(not(target_os = "none"))]

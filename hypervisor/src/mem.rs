@@ -22,26 +22,28 @@ pub fn direct(phys: u64) -> *mut u8 {
     core::ptr::with_exposed_provenance_mut(DIRECT_MAP.wrapping_add(phys) as usize)
 }
 
-/// `rep movsb`: one instruction for any length, and no assumption about who else touches the bytes.
+/// `rep movsq`, and `rep movsb` for the rest: any length, and no assumption about who else touches the bytes.
 ///
 /// # Safety
 /// `len` bytes at both pointers are mapped; the target may be written.
 pub unsafe fn copy_bytes(to: *mut u8, from: *const u8, len: usize) {
     // SAFETY: by this function's contract; the direction flag is clear in all Rust code.
     unsafe {
-        asm!("rep movsb", inout("rcx") len => _, inout("rdi") to => _, inout("rsi") from => _, options(nostack, preserves_flags))
-    };
+        asm!("rep movsq", "mov rcx, {rest}", "rep movsb", rest = in(reg) len % 8,
+             inout("rcx") len / 8 => _, inout("rdi") to => _, inout("rsi") from => _, options(nostack, preserves_flags));
+    }
 }
 
-/// `rep stosq` with zero; `len` is a multiple of 8.
+/// `rep stosq` with zero, and `rep stosb` for the rest.
 ///
 /// # Safety
 /// `len` bytes at `to` are mapped and may be written.
 pub unsafe fn zero_bytes(to: *mut u8, len: usize) {
-    // SAFETY: by this function's contract.
+    // SAFETY: by this function's contract; the direction flag is clear in all Rust code.
     unsafe {
-        asm!("rep stosq", inout("rcx") len / 8 => _, inout("rdi") to => _, in("rax") 0u64, options(nostack, preserves_flags))
-    };
+        asm!("rep stosq", "mov rcx, {rest}", "rep stosb", rest = in(reg) len % 8,
+             inout("rcx") len / 8 => _, inout("rdi") to => _, in("rax") 0u64, options(nostack, preserves_flags));
+    }
 }
 
 static FRAMES: Once<Mutex<FrameTable<'static>>> = Once::new();

@@ -1,6 +1,6 @@
 //! A broken invariant of the hypervisor itself: say so, stop the machine.
 
-use crate::console;
+use crate::{console, power};
 use core::panic::PanicInfo;
 
 #[panic_handler]
@@ -9,7 +9,5 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     // SAFETY: this CPU never returns from here; a line another CPU is printing may be torn, which is better than silence.
     unsafe { console::break_locks() };
     log::error!("panic: {info}");
-    loop {
-        x86_64::instructions::hlt();
-    }
+    power::off(power::PANIC_CODE)
 }

@@ -1,19 +1,41 @@
-//! The life of a CPU: pick a vCPU, enter it, handle its exit, again; and what others may ask of it: wake, kick, flush.
+//! The life of a CPU: pick a vCPU, enter it, handle its exit, again; nothing to run: halt. And what others ask of it: wake, kick,
+//! flush. A CPU never waits for another one with a lock held, and what it does wait for (another CPU outside of its guest) needs no
+//! lock of that CPU, so two that wait for each other go on.
 
-use crate::domain::Domain;
-use crate::percpu;
+use crate::context::Context;
+use crate::domain::{self, Domain};
+use crate::exits::{self, Next};
+use crate::percpu::{self, PerCpu};
 use crate::vcpu::{Vcpu, Wait, state};
+use crate::{apic, deadlines, events, time};
+use abi::hvm;
 use alloc::sync::Arc;
-use core::sync::atomic::Ordering::SeqCst;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use hv_core::sched::PutBack;
+use hv_core::timer::Kind;
+use hv_svm::{Event, intercept, v_intr};
 
-/// An event may concern `vcpu`: if it waits, it becomes runnable, and the CPU it belongs to is told.
+/// What a vCPU may run while others wait for its CPU.
+const SLICE_NS: u64 = 5 * time::MS;
+/// How long another CPU may take to come out of its guest. The interrupt takes microseconds; beyond this the machine is broken.
+const LEAVE_GUEST_NS: u64 = 1000 * time::MS;
+
+/// An event may concern `vcpu`: if it waits, it becomes runnable; if it is in its guest, it comes out to be told.
 pub fn wake(vcpu: &Arc<Vcpu>) {
     if vcpu.state.compare_exchange(state::BLOCKED, state::QUEUED, SeqCst, SeqCst).is_ok() {
-        kick(vcpu.cpu.load(SeqCst));
+        enqueue(vcpu);
     } else if vcpu.in_guest.load(SeqCst) {
-        // It runs: a new upcall is looked at on the next entry.
         kick(vcpu.cpu.load(SeqCst));
     }
+}
+
+/// Starts a vCPU that was down, as its context says.
+pub fn up(vcpu: &Arc<Vcpu>) -> bool {
+    let was_down = vcpu.state.compare_exchange(state::DOWN, state::QUEUED, SeqCst, SeqCst).is_ok();
+    if was_down {
+        enqueue(vcpu);
+    }
+    was_down
 }
 
 /// The calling vCPU waits once its present exit has been handled. It runs again when what it waits for is already there.
@@ -21,20 +43,255 @@ pub fn wait(vcpu: &Vcpu, wait: Wait) {
     *vcpu.wait.lock() = wait;
 }
 
+/// Puts a vCPU that is `QUEUED`, and in no queue yet, where it is to run: on its own CPU, or on an idle one that its mask allows.
+fn enqueue(vcpu: &Arc<Vcpu>) {
+    let home = vcpu.cpu.load(SeqCst);
+    let allowed = |cpu: &&PerCpu| vcpu.cpu_mask & 1u32.checked_shl(cpu.id).unwrap_or(0) != 0;
+    let mut target = percpu::get(home);
+    if !target.is_some_and(|cpu| cpu.idle.load(SeqCst)) {
+        target = percpu::all().filter(allowed).find(|cpu| cpu.idle.load(SeqCst)).or(target);
+    }
+    let Some(target) = target else { return };
+    if target.id != home {
+        deadlines::migrate(vcpu, home, target);
+    }
+    deadlines::set_busy(vcpu, true);
+    if target.queue.lock().wake(vcpu.key, vcpu.class) {
+        kick(target.id);
+    }
+}
+
 /// CPU `cpu` leaves its guest, or its sleep, and looks at its queue again.
 pub fn kick(cpu: u32) {
-    if let Some(cpu) = percpu::get(cpu) {
-        cpu.reschedule.store(true, SeqCst);
+    let Some(cpu) = percpu::get(cpu) else { return };
+    cpu.reschedule.store(true, SeqCst);
+    if cpu.id != percpu::this().id {
+        apic::kick(cpu.apic_id);
     }
 }
 
 /// After this no CPU uses a translation of `domain`'s nested tables made before: call it after taking rights away and before
-/// the frames are given to anyone else.
+/// the frames are given to anyone else. The caller holds no lock.
 pub fn flush_tlb(domain: &Domain) {
     for vcpu in &domain.vcpus {
         vcpu.flush_tlb.store(true, SeqCst);
-        if vcpu.in_guest.load(SeqCst) {
-            kick(vcpu.cpu.load(SeqCst));
+    }
+    for vcpu in &domain.vcpus {
+        out_of_guest(vcpu);
+    }
+}
+
+/// Waits until `vcpu` is outside of its guest; it looks at its flags before it enters again.
+///
+/// # Panics
+/// If another CPU ignores its interrupt for a second.
+pub fn out_of_guest(vcpu: &Vcpu) {
+    if !vcpu.in_guest.load(SeqCst) {
+        return;
+    }
+    kick(vcpu.cpu.load(SeqCst));
+    let deadline = time::now_ns() + LEAVE_GUEST_NS;
+    while vcpu.in_guest.load(SeqCst) && vcpu.flush_tlb.load(SeqCst) {
+        assert!(time::now_ns() < deadline, "CPU {} does not leave its guest", vcpu.cpu.load(SeqCst));
+        core::hint::spin_loop();
+    }
+}
+
+/// Waits until no vCPU of a domain that may not run (`Domain::paused`) is on a CPU. The caller holds no lock, and is none of them.
+/// False after `timeout_ns`.
+#[must_use]
+pub fn all_off(domain: &Domain, timeout_ns: u64) -> bool {
+    let deadline = time::now_ns() + timeout_ns;
+    for vcpu in &domain.vcpus {
+        while vcpu.state.load(SeqCst) == state::RUNNING {
+            if vcpu.in_guest.load(SeqCst) {
+                kick(vcpu.cpu.load(SeqCst));
+            }
+            if time::now_ns() > deadline {
+                return false;
+            }
+            core::hint::spin_loop();
         }
+    }
+    true
+}
+
+/// A CPU's life.
+pub fn cpu_loop(cpu: &'static PerCpu) -> ! {
+    loop {
+        deadlines::expire(cpu);
+        let picked = cpu.queue.lock().pick();
+        let Some(key) = picked else {
+            idle(cpu);
+            continue;
+        };
+        let domain = domain::find(key.dom);
+        let back = match domain.as_ref().and_then(|d| Some((d, d.vcpu(key.vcpu.0)?))) {
+            Some((domain, vcpu)) => run_vcpu(cpu, domain, vcpu),
+            None => PutBack::Away,
+        };
+        cpu.queue.lock().put_back(back);
+    }
+}
+
+/// Sleeps until an interrupt, unless something came meanwhile.
+fn idle(cpu: &PerCpu) {
+    cpu.idle.store(true, SeqCst);
+    deadlines::arm(cpu, None);
+    // Who queues a vCPU here after this look finds `idle`, or an empty queue's "look at once", and kicks.
+    if !cpu.queue.lock().contended() && !cpu.reschedule.swap(false, SeqCst) {
+        // STI takes effect after the next instruction: an interrupt that is pending ends the HLT.
+        x86_64::instructions::interrupts::enable_and_hlt();
+        x86_64::instructions::interrupts::disable();
+    }
+    cpu.reschedule.store(false, SeqCst);
+    cpu.idle.store(false, SeqCst);
+}
+
+/// Lets pending physical interrupts in. Their handlers may take any lock: none is held here.
+pub fn interrupt_window() {
+    // SAFETY: ring 0 with a complete IDT; the NOP is where STI takes effect.
+    unsafe { core::arch::asm!("sti", "nop", "cli", options(nomem, nostack)) };
+}
+
+/// Runs a picked vCPU until it gives its CPU up, and says where it goes.
+fn run_vcpu(cpu: &'static PerCpu, domain: &Arc<Domain>, vcpu: &Arc<Vcpu>) -> PutBack {
+    vcpu.cpu.store(cpu.id, SeqCst);
+    vcpu.state.store(state::RUNNING, SeqCst);
+    let start = time::now_ns();
+    let left = {
+        let mut context = vcpu.context.lock();
+        // SAFETY: the hypervisor uses no FPU; what the registers hold was saved when its owner left this CPU.
+        unsafe { context.fpu.load() };
+        let left = stint(cpu, domain, vcpu, &mut context, start);
+        // SAFETY: as above.
+        unsafe { context.fpu.save() };
+        left
+    };
+    domain.counters.cpu_ns.fetch_add(time::now_ns().saturating_sub(start), Relaxed);
+    match left {
+        Left::Preempted => {
+            vcpu.state.store(state::QUEUED, SeqCst);
+            PutBack::Front
+        }
+        Left::SliceOver => {
+            vcpu.state.store(state::QUEUED, SeqCst);
+            PutBack::Back
+        }
+        Left::Down => {
+            deadlines::clear(vcpu);
+            vcpu.state.store(state::DOWN, SeqCst);
+            PutBack::Away
+        }
+        Left::Waits | Left::MayNotRun => away(cpu, domain, vcpu),
+    }
+}
+
+/// Takes a vCPU off its CPU until it is woken, unless what it waits for has come meanwhile (see `vcpu.rs`).
+fn away(cpu: &PerCpu, domain: &Domain, vcpu: &Arc<Vcpu>) -> PutBack {
+    deadlines::set_busy(vcpu, false);
+    if let Wait::Poll { deadline_ns, .. } = &*vcpu.wait.lock() {
+        deadlines::set(vcpu, Kind::Poll, (*deadline_ns != 0).then_some(*deadline_ns));
+    }
+    // Off the queue's record first: a waker that sees `BLOCKED` queues it, here or elsewhere.
+    cpu.queue.lock().put_back(PutBack::Away);
+    vcpu.state.store(state::BLOCKED, SeqCst);
+    if domain.runnable() && vcpu.wait_over(domain) {
+        wake(vcpu);
+    }
+    PutBack::Away
+}
+
+/// Why a vCPU left its CPU.
+enum Left {
+    /// Something more urgent came.
+    Preempted,
+    /// Its slice is over, or it yielded.
+    SliceOver,
+    /// It waits for something.
+    Waits,
+    /// Its domain is paused or stopped.
+    MayNotRun,
+    /// It took itself down.
+    Down,
+}
+
+fn stint(cpu: &'static PerCpu, domain: &Arc<Domain>, vcpu: &Arc<Vcpu>, context: &mut Context, start: u64) -> Left {
+    loop {
+        deadlines::expire(cpu);
+        if !domain.runnable() {
+            return Left::MayNotRun;
+        }
+        if !vcpu.wait_over(domain) {
+            return Left::Waits;
+        }
+        *vcpu.wait.lock() = Wait::No;
+        let contended = cpu.queue.lock().contended();
+        if cpu.reschedule.swap(false, SeqCst) && contended {
+            return Left::Preempted;
+        }
+        let slice_end = start + SLICE_NS;
+        if contended && time::now_ns() >= slice_end {
+            return Left::SliceOver;
+        }
+        deadlines::arm(cpu, contended.then_some(slice_end));
+        // Who posts an event after this kicks; what was posted before is seen below. A kick after the look at `reschedule`
+        // interrupts the guest at once.
+        vcpu.in_guest.store(true, SeqCst);
+        offer_upcall(domain, vcpu, context);
+        if cpu.reschedule.load(SeqCst) || !domain.runnable() {
+            vcpu.in_guest.store(false, SeqCst);
+            continue;
+        }
+        let flush = vcpu.flush_tlb.swap(false, SeqCst);
+        domain.counters.world_switches.fetch_add(1, Relaxed);
+        let exit = context.enter(cpu, flush);
+        vcpu.in_guest.store(false, SeqCst);
+        vcpu.last_rip.store(context.vmcb().save.rip, Relaxed);
+        match exits::handle(domain, vcpu, context, exit) {
+            Next::Resume => {}
+            Next::Yield => return Left::SliceOver,
+            Next::Down => return Left::Down,
+        }
+    }
+}
+
+/// Injects the upcall if one is due and the guest can take it; asks for an exit when it can, if not now.
+fn offer_upcall(domain: &Domain, vcpu: &Vcpu, context: &mut Context) {
+    let vector = if vcpu.upcall_due(domain) { upcall_vector(domain, vcpu) } else { None };
+    let vmcb = context.vmcb();
+    let (c, s) = (&mut vmcb.control, &vmcb.save);
+    c.v_intr &= !(v_intr::V_IRQ | v_intr::V_IGN_TPR);
+    if let [first, _] = &mut c.intercepts {
+        *first &= !intercept::VINTR;
+    }
+    let Some(vector) = vector else { return };
+    let open = s.rflags & crate::context::RFLAGS_IF != 0 && c.interrupt_shadow & 1 == 0;
+    if open && !Event(c.eventinj).is_valid() {
+        c.eventinj = Event::interrupt(vector).0;
+        return;
+    }
+    c.v_intr |= v_intr::V_IRQ | v_intr::V_IGN_TPR;
+    if let [first, _] = &mut c.intercepts {
+        *first |= intercept::VINTR;
+    }
+}
+
+/// The vector by which the guest wants upcalls, if by any.
+fn upcall_vector(domain: &Domain, vcpu: &Vcpu) -> Option<u8> {
+    let own = vcpu.upcall_vector.load(SeqCst);
+    if own != 0 {
+        return Some(own);
+    }
+    let callback = domain.hvm_params.lock().get(hvm::PARAM_CALLBACK_IRQ as usize).copied()?;
+    (callback >> 56 == hvm::CALLBACK_TYPE_VECTOR).then_some(callback as u8).filter(|&v| v >= 16)
+}
+
+/// What a deadline of `vcpu` leads to.
+pub fn deadline_passed(domain: &Arc<Domain>, vcpu: &Arc<Vcpu>, kind: Kind) {
+    match kind {
+        Kind::Timer => events::timer_expired(domain, vcpu.id.0),
+        Kind::Poll => wake(vcpu),
+        Kind::Watchdog => deadlines::watchdog_passed(domain, vcpu),
     }
 }

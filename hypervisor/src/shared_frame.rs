@@ -76,7 +76,7 @@ impl SharedFrame {
         }
         let source = mem::direct(from.0.addr()).wrapping_add(from_offset);
         let target = mem::direct(self.0.addr()).wrapping_add(offset);
-        // SAFETY: both ranges lie in mapped frames that hold no Rust values; `rep movsb` is defined for overlap too.
+        // SAFETY: both ranges lie in mapped frames that hold no Rust values, and overlap only garbles them.
         unsafe { mem::copy_bytes(target, source, len) };
         true
     }

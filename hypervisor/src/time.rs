@@ -1,6 +1,8 @@
 //! System time: nanoseconds since the hypervisor started, from the TSC, the same on every CPU and in every PV clock.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use hv_core::acpi::PmTimer;
+use x86_64::instructions::port::Port;
 
 static TSC_KHZ: AtomicU64 = AtomicU64::new(0);
 static TSC_BASE: AtomicU64 = AtomicU64::new(0);
@@ -44,6 +46,62 @@ pub fn init(tsc_khz: u64, base: u64) {
     TSC_BASE.store(base, Relaxed);
     SHIFT.store(shift as i32 as u32, Relaxed);
     MUL.store(((1_000_000_000u64 << 32) / hz) as u32, Relaxed);
+}
+
+/// Ticks of the PM timer in the measured 20 ms (3.579545 MHz).
+const PM_TICKS: u32 = 71_591;
+/// The same in ticks of the 8254 (1.193182 MHz).
+const PIT_TICKS: u16 = 23_864;
+const MEASURED_US: u64 = 20_000;
+/// TSC ticks after which a timer that does not move is given up.
+const GIVE_UP: u64 = 10_000_000_000;
+
+/// Frequency of the TSC, measured against the ACPI PM timer, or the 8254 where there is none.
+#[must_use]
+pub fn measure_tsc_khz(pm: Option<PmTimer>) -> u64 {
+    let ticks = pm.and_then(against_pm).unwrap_or_else(against_pit);
+    (ticks * 1000 / MEASURED_US).max(1)
+}
+
+fn against_pm(pm: PmTimer) -> Option<u64> {
+    let mut port: Port<u32> = Port::new(pm.port);
+    // SAFETY: the FADT says that the timer is there; reading it has no effect.
+    let mut read = || unsafe { port.read() } & 0x00ff_ffff;
+    let (first, start) = (read(), tsc());
+    loop {
+        let now = tsc();
+        if read().wrapping_sub(first) & 0x00ff_ffff >= PM_TICKS {
+            return Some(now - start);
+        }
+        if now - start > GIVE_UP {
+            return None;
+        }
+    }
+}
+
+fn against_pit() -> u64 {
+    let (mut gate, mut command, mut data): (Port<u8>, Port<u8>, Port<u8>) =
+        (Port::new(0x61), Port::new(0x43), Port::new(0x42));
+    let [low, high] = PIT_TICKS.to_le_bytes();
+    // SAFETY: channel 2 drives the speaker only; gate on, speaker off.
+    let held = unsafe { gate.read() } & 0xfd | 1;
+    // SAFETY: as above.
+    unsafe { gate.write(held) };
+    // SAFETY: as above; mode 0, two bytes.
+    unsafe { command.write(0xb0) };
+    // SAFETY: as above.
+    unsafe { data.write(low) };
+    // SAFETY: as above; this starts the count.
+    unsafe { data.write(high) };
+    let start = tsc();
+    loop {
+        // SAFETY: reading the output's state.
+        let done = unsafe { gate.read() } & 0x20 != 0;
+        let ticks = tsc() - start;
+        if done || ticks > GIVE_UP {
+            return ticks;
+        }
+    }
 }
 
 /// The scale set by [`init`].

@@ -3,14 +3,19 @@
 //! [`Vcpu::state`] and the shared pages are the two halves of a Dekker handshake, so that no wake-up is lost without a lock: who
 //! posts an event sets the pending bits, then tries `Blocked → Queued`; who blocks stores `Blocked`, then looks at the bits.
 
+use crate::context::Context;
 use crate::domain::Domain;
+use crate::events;
 use crate::shared_frame::SharedFrame;
+use crate::time;
 use abi::sched::POLL_MAX_PORTS;
-use abi::shared::{shared_info, vcpu_info};
-use abi::{EvtchnPort, VcpuId};
+use abi::shared::{shared_info, time_info, vcpu_info};
+use abi::{EvtchnPort, VcpuId, bundle};
 use alloc::sync::Weak;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 use hv_core::Mfn;
+use hv_core::sched::{Class, VcpuKey};
+use hv_core::watchdog::FineWatchdog;
 use spin::Mutex;
 
 /// [`Vcpu::state`].
@@ -65,8 +70,18 @@ pub struct Vcpu {
     pub info_addr: AtomicU64,
     /// Vector of `HVMOP_set_evtchn_upcall_vector`; 0 = the domain's callback.
     pub upcall_vector: AtomicU8,
-    /// Deadline of the single-shot timer, system time in ns; 0 = off.
-    pub timer_ns: AtomicU64,
+    /// It yielded.
+    pub yields: AtomicBool,
+    /// `xenolith::WATCHDOG_MS`.
+    pub watchdog: Mutex<FineWatchdog>,
+    /// Its RIP at the last exit, for whoever stops it.
+    pub last_rip: AtomicU64,
+    /// Its name in the queues.
+    pub key: VcpuKey,
+    /// Its class in the queues.
+    pub class: Class,
+    /// Its registers; locked by the CPU that runs it.
+    pub context: Mutex<Context>,
 }
 
 /// A vCPU's `vcpu_info`, wherever it is registered.
@@ -100,6 +115,62 @@ impl VcpuInfo {
 }
 
 impl Vcpu {
+    /// A vCPU that is down, on CPU `cpu`.
+    #[must_use]
+    pub fn new(id: u32, domain: Weak<Domain>, record: &bundle::Domain, cpu: u32, context: Context) -> Self {
+        let driver = record.flags & bundle::flags::DRIVER != 0;
+        Self {
+            id: VcpuId(id),
+            domain,
+            cpu_mask: if record.cpu_mask == 0 { u32::MAX } else { record.cpu_mask },
+            cpu: AtomicU32::new(cpu),
+            state: AtomicU8::new(state::DOWN),
+            in_guest: AtomicBool::new(false),
+            flush_tlb: AtomicBool::new(false),
+            wait: Mutex::new(Wait::No),
+            info_addr: AtomicU64::new(0),
+            upcall_vector: AtomicU8::new(0),
+            yields: AtomicBool::new(false),
+            watchdog: Mutex::new(FineWatchdog::default()),
+            last_rip: AtomicU64::new(0),
+            key: VcpuKey { dom: record.domid, vcpu: VcpuId(id) },
+            class: if driver { Class::Driver } else { Class::Other },
+            context: Mutex::new(context),
+        }
+    }
+    /// Forgets what its former instance registered.
+    pub fn reset(&self) {
+        *self.wait.lock() = Wait::No;
+        *self.watchdog.lock() = FineWatchdog::default();
+        self.info_addr.store(0, SeqCst);
+        self.upcall_vector.store(0, SeqCst);
+        self.flush_tlb.store(true, SeqCst);
+    }
+    /// Writes the PV clock into its `vcpu_info`. All CPUs share one invariant TSC, so the same values hold for ever; they are
+    /// written when the structure is new or has moved.
+    pub fn write_clock(&self, domain: &Domain) {
+        let Some(info) = self.info(domain) else { return };
+        let at = |field| vcpu_info::TIME + field;
+        let scale = time::scale();
+        let Some(version) = info.word(at(time_info::VERSION)) else { return };
+        let even = version.load(SeqCst) & !1;
+        version.store(even.wrapping_add(1), SeqCst);
+        let quads = [(time_info::TSC_TIMESTAMP, scale.base), (time_info::SYSTEM_TIME, 0)];
+        for (field, value) in quads {
+            if let Some(quad) = info.quad(at(field)) {
+                quad.store(value, SeqCst);
+            }
+        }
+        if let Some(mul) = info.word(at(time_info::TSC_TO_SYSTEM_MUL)) {
+            mul.store(scale.mul, SeqCst);
+        }
+        for (field, value) in [(time_info::TSC_SHIFT, scale.shift as u8), (time_info::FLAGS, time_info::TSC_STABLE)] {
+            if let Some(byte) = info.byte(at(field)) {
+                byte.store(value, SeqCst);
+            }
+        }
+        version.store(even.wrapping_add(2), SeqCst);
+    }
     /// Where its `vcpu_info` is. vCPUs without a slot in `shared_info` have none before they register one.
     #[must_use]
     pub fn info(&self, domain: &Domain) -> Option<VcpuInfo> {
@@ -114,6 +185,19 @@ impl Vcpu {
         }
         let offset = shared_info::VCPU_INFO + self.id.0 as usize * vcpu_info::SIZE;
         Some(VcpuInfo { frame: domain.shared_info, offset })
+    }
+    /// Whether what it waits for is there.
+    #[must_use]
+    pub fn wait_over(&self, domain: &Domain) -> bool {
+        match &*self.wait.lock() {
+            Wait::No => true,
+            Wait::Upcall => self.upcall_due(domain),
+            Wait::Poll { ports, deadline_ns } => {
+                self.upcall_due(domain)
+                    || (*deadline_ns != 0 && time::now_ns() >= *deadline_ns)
+                    || ports.iter().any(|&port| events::pending(domain, port))
+            }
+        }
     }
     /// Whether an upcall is due: pending and not masked.
     #[must_use]

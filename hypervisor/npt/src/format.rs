@@ -121,6 +121,23 @@ impl Format for Nested {
     }
 }
 
+/// The hypervisor's own table: as [`Nested`], for the supervisor only.
+#[derive(Clone, Copy, Debug)]
+pub enum Host {}
+
+impl Format for Host {
+    type From = Gfn;
+    const LEVELS: u32 = Nested::LEVELS;
+    const EMPTY: u64 = Nested::EMPTY;
+
+    fn decode(bits: u64, level: u32) -> Entry {
+        Nested::decode(bits, level)
+    }
+    fn encode(entry: Entry, level: u32) -> u64 {
+        Nested::encode(entry, level) & !Nested::U
+    }
+}
+
 /// AMD-Vi host translation, version 1 tables (AMD I/O Virtualization Technology Specification, order 48882, 2.2.3). Three levels:
 /// 512 GiB of device address space, one memory access fewer per walk than four.
 #[derive(Clone, Copy, Debug)]

@@ -20,7 +20,7 @@
 mod format;
 mod tree;
 
-pub use format::{Amdvi, Entry, Format, Frame, Nested, Rights};
+pub use format::{Amdvi, Entry, Format, Frame, Host, Nested, Rights};
 pub use tree::{Flush, FrameStore, Leaf, MapError, Tree};
 
 /// Entries of a table, in every format here.
@@ -32,6 +32,8 @@ pub const LARGE_PAGES: u64 = 512;
 pub type NestedTree = Tree<Nested>;
 /// A device's page table: device address to machine.
 pub type DeviceTree = Tree<Amdvi>;
+/// The hypervisor's own page table, by virtual page number (48 bits of address).
+pub type HostTree = Tree<Host>;
 
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,87 @@
+//! CPUID as guests see it: the processor without what is the hypervisor's (SVM, MONITOR, the state XSAVE would switch, power and
+//! debug facilities), and Xen's leaves.
+
+use crate::context::Context;
+use crate::domain::Domain;
+use crate::time;
+use crate::vcpu::Vcpu;
+use abi::cpuid::{BASE, HVM_DOMID_PRESENT, HVM_VCPU_ID_PRESENT, HYPERCALL_MSR, MAX_LEAF, SIGNATURE};
+use abi::version::ABI_VERSION;
+use core::arch::x86_64::__cpuid_count;
+
+/// Leaf 1, ECX: MONITOR, VMX, SMX, EIST, TM2, FMA, PDCM, PCID, DCA, x2APIC, TSC deadline, XSAVE, OSXSAVE, AVX, F16C.
+const HIDDEN_1_ECX: u32 = bits(&[3, 5, 6, 7, 8, 12, 15, 17, 18, 21, 24, 26, 27, 28, 29]);
+/// Leaf 1, EDX: MCE, MTRR, MCA, ACPI thermal, debug store, HT (one thread per vCPU), TM.
+const HIDDEN_1_EDX: u32 = bits(&[7, 12, 14, 21, 22, 28, 29]);
+/// Hypervisor present.
+const HYPERVISOR: u32 = 1 << 31;
+/// Leaf 7, EBX that stays: FSGSBASE, BMI1, SMEP, BMI2, ERMS, RDSEED, ADX, SMAP, CLFLUSHOPT, SHA.
+const SHOWN_7_EBX: u32 = bits(&[0, 3, 7, 8, 9, 18, 19, 20, 23, 29]);
+/// Leaf 8000_0001h, ECX: SVM, extended APIC, IBS, XOP, SKINIT, WDT, LWP, FMA4, topology, perf counters, MONITORX.
+const HIDDEN_X1_ECX: u32 = bits(&[2, 3, 10, 11, 12, 13, 15, 16, 22, 23, 24, 26, 27, 28, 29]);
+/// Leaf 8000_0001h, EDX: MCE, MTRR, MCA, RDTSCP (`TSC_AUX` is the hypervisor's).
+const HIDDEN_X1_EDX: u32 = bits(&[7, 12, 14, 27]);
+/// CR4.OSXSAVE is never set by a guest, so leaf 1 ECX bit 27 is 0 as well.
+const X1: u32 = 0x8000_0001;
+
+const fn bits(list: &[u32]) -> u32 {
+    let (mut value, mut rest) = (0, list);
+    while let [bit, tail @ ..] = rest {
+        value |= 1 << *bit;
+        rest = tail;
+    }
+    value
+}
+
+/// EAX, EBX, ECX, EDX of a leaf.
+fn leaf(domain: &Domain, vcpu: &Vcpu, eax: u32, ecx: u32) -> [u32; 4] {
+    if (BASE..BASE + 0x100).contains(&eax) {
+        return xen_leaf(domain, vcpu, eax - BASE, ecx);
+    }
+    let r = __cpuid_count(eax, ecx);
+    let id = vcpu.id.0;
+    match eax {
+        0 => [r.eax.min(7), r.ebx, r.ecx, r.edx],
+        1 => {
+            let ebx = (r.ebx & 0xffff) | 1 << 16 | (id * 2) << 24;
+            [r.eax, ebx, (r.ecx & !HIDDEN_1_ECX) | HYPERVISOR, r.edx & !HIDDEN_1_EDX]
+        }
+        7 if ecx == 0 => [0, r.ebx & SHOWN_7_EBX, 0, 0],
+        2..=7 => [0; 4],
+        0x8000_0000 => [r.eax.min(0x8000_0008), r.ebx, r.ecx, r.edx],
+        X1 => [r.eax, r.ebx, r.ecx & !HIDDEN_X1_ECX, r.edx & !HIDDEN_X1_EDX],
+        // Advanced power management: only the invariant TSC is told.
+        0x8000_0007 => [0, 0, 0, 1 << 8],
+        // Sizes of addresses; one core.
+        0x8000_0008 => [r.eax, 0, 0, 0],
+        0x8000_0002..=0x8000_0006 => [r.eax, r.ebx, r.ecx, r.edx],
+        _ => [0; 4],
+    }
+}
+
+/// `public/arch-x86/cpuid.h`.
+fn xen_leaf(domain: &Domain, vcpu: &Vcpu, leaf: u32, sub: u32) -> [u32; 4] {
+    let scale = time::scale();
+    match (leaf, sub) {
+        (0, _) => [MAX_LEAF, SIGNATURE[0], SIGNATURE[1], SIGNATURE[2]],
+        (1, _) => [ABI_VERSION, 0, 0, 0],
+        (2, _) => [1, HYPERCALL_MSR, 0, 0],
+        // TSC not emulated, native frequency.
+        (3, 0) => [0, 2, time::tsc_khz() as u32, 0],
+        (3, 1) => {
+            let base = scale.base.wrapping_neg();
+            [base as u32, (base >> 32) as u32, scale.mul, scale.shift as i32 as u32]
+        }
+        (3, 2) => [time::tsc_khz() as u32, 0, 0, 0],
+        (4, _) => [HVM_VCPU_ID_PRESENT | HVM_DOMID_PRESENT, vcpu.id.0, u32::from(domain.id.0), 0],
+        _ => [0; 4],
+    }
+}
+
+/// Answers CPUID.
+pub fn emulate(domain: &Domain, vcpu: &Vcpu, context: &mut Context) {
+    let eax = context.vmcb().save.rax as u32;
+    let [a, b, c, d] = leaf(domain, vcpu, eax, context.regs.rcx as u32);
+    context.vmcb().save.rax = a.into();
+    (context.regs.rbx, context.regs.rcx, context.regs.rdx) = (b.into(), c.into(), d.into());
+}

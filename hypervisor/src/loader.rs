@@ -1,0 +1,219 @@
+//! From the system bundle to domains that are ready to run. Everything is checked before the first domain is made, so that a bad
+//! bundle starts nothing.
+
+use crate::boot::info::Region;
+use crate::context::Context;
+use crate::console::Log;
+use crate::domain::{self, Counters, Domain, P2m, Segment, pause};
+use crate::mem::{self, ANYWHERE, BELOW_4G, LARGE_FRAMES};
+use crate::percpu;
+use crate::shared_frame::SharedFrame;
+use crate::vcpu::Vcpu;
+use crate::{device, image, lifecycle, permissions, smp};
+use abi::bundle::{self, Bundle, BundleError};
+use abi::{hvm, xenolith};
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::AtomicU32;
+use hv_core::frames::Owner;
+use hv_core::watchdog::Watchdogs;
+use hv_core::{Gfn, Mfn};
+use hv_npt::Rights;
+use spin::Mutex;
+
+/// log2 of [`LARGE_FRAMES`].
+const LARGE_ORDER: u32 = 9;
+
+/// The module's bytes.
+#[must_use]
+pub fn bytes(module: Region) -> &'static [u8] {
+    let start: *const u8 = mem::direct(module.start);
+    // SAFETY: the loader put the module there; its frames are never given to the frame table, so the bytes stay for ever.
+    unsafe { core::slice::from_raw_parts(start, module.len() as usize) }
+}
+
+/// What a bundle's defect is called.
+fn describe(e: BundleError) -> String {
+    use alloc::format;
+    match e {
+        BundleError::Truncated { have, need } => format!("it is truncated: {have} bytes of {need}"),
+        BundleError::BadMagic => "it is no Xenolith bundle".into(),
+        BundleError::BadVersion(v) => format!("its format version {v} is not {}", bundle::VERSION),
+        BundleError::TablesCrc { stored, computed } => {
+            format!("its tables are damaged: checksum {computed:#010x}, {stored:#010x} expected")
+        }
+        BundleError::SegmentCrc { segment, stored, computed } => {
+            format!("image segment {segment} is damaged: checksum {computed:#010x}, {stored:#010x} expected")
+        }
+        BundleError::BadSegment(n) => format!("image segment {n} lies outside of the bundle or of its domain's memory"),
+        BundleError::BadDomain(id) => format!("the record of domain {id} is contradictory"),
+        BundleError::DeviceTwice(bdf) => {
+            format!("device {:02x}:{:02x}.{} is given to two domains", bdf >> 8, bdf >> 3 & 31, bdf & 7)
+        }
+    }
+}
+
+/// Reads the bundle.
+///
+/// # Errors
+/// What is wrong, for people.
+pub fn parse(module: Option<Region>) -> Result<Bundle<'static>, String> {
+    let module = module.ok_or("no system bundle: pass it as the only module (QEMU: -initrd)")?;
+    let bundle = Bundle::parse(bytes(module)).map_err(|e| alloc::format!("bad system bundle: {}", describe(e)))?;
+    match bundle.domains().first() {
+        Some(d) if d.domid == abi::DomId::CONTROL => {}
+        _ => return Err("bad system bundle: there is no control domain (domain 0)".into()),
+    }
+    let wanted: u64 = bundle.domains().iter().map(|d| u64::from(d.mem_pages)).sum();
+    let free = mem::frames().free_count();
+    // Page tables, state areas, grant tables: a sixteenth covers them many times.
+    if wanted + wanted / 16 + 64 * bundle.domains().len() as u64 > free {
+        return Err(alloc::format!("too little memory: the domains want {} KiB, {} KiB are free", wanted * 4, free * 4));
+    }
+    for d in bundle.domains() {
+        check_domain(&bundle, d)?;
+    }
+    // Before the first domain is made: a device that cannot be had starts nothing.
+    for d in bundle.domains() {
+        let name = bundle.name(d).unwrap_or("?");
+        device::claim(d.domid, bundle.devices(d), bundle.ports(d)).map_err(|e| alloc::format!("domain {name}: {e}"))?;
+    }
+    Ok(bundle)
+}
+
+fn check_domain(bundle: &Bundle<'static>, d: &'static bundle::Domain) -> Result<(), String> {
+    let name = bundle.name(d).unwrap_or("?");
+    let cpus = smp::count();
+    let all = if cpus >= 32 { u32::MAX } else { (1 << cpus) - 1 };
+    if d.cpu_mask != 0 && d.cpu_mask & all == 0 {
+        return Err(alloc::format!("domain {name} may run on CPUs {:#x} only, the machine has {cpus}", d.cpu_mask));
+    }
+    let mut end = 0;
+    for s in segments(bundle, d) {
+        if s.gpa < end {
+            return Err(alloc::format!("domain {name}: image segments overlap at {:#x}", s.gpa));
+        }
+        end = s.gpa + s.bytes.len() as u64;
+    }
+    Ok(())
+}
+
+/// A domain's segments by address.
+fn segments(bundle: &Bundle<'static>, d: &bundle::Domain) -> Box<[Segment]> {
+    let mut all: Vec<Segment> = bundle
+        .segments(d)
+        .iter()
+        .filter_map(|s| Some(Segment { gpa: s.gpa, bytes: bundle.data(s)? }))
+        .collect();
+    all.sort_by_key(|s| s.gpa);
+    all.into_boxed_slice()
+}
+
+/// RAM for a domain: 2 MiB runs below 4 GiB, then anywhere, then single frames.
+fn ram(d: &bundle::Domain) -> Option<Box<[(Gfn, Mfn, u64)]>> {
+    let owner = Owner::Domain(d.domid);
+    let mut runs: Vec<(Gfn, Mfn, u64)> = Vec::new();
+    let (mut at, end) = (0, u64::from(d.mem_pages));
+    while at < end {
+        let mut frames = mem::frames();
+        let large = (end - at >= LARGE_FRAMES)
+            .then(|| {
+                let low = frames.allocate_contiguous(owner, LARGE_ORDER, BELOW_4G);
+                low.or_else(|_| frames.allocate_contiguous(owner, LARGE_ORDER, ANYWHERE)).ok()
+            })
+            .flatten();
+        let (mfn, pages) = match large {
+            Some(mfn) => (mfn, LARGE_FRAMES),
+            None => (frames.allocate(owner, BELOW_4G).or_else(|_| frames.allocate(owner, ANYWHERE)).ok()?, 1),
+        };
+        match runs.last_mut() {
+            Some((_, first, count)) if first.0 + *count == mfn.0 => *count += pages,
+            _ => runs.push((Gfn(at), mfn, pages)),
+        }
+        at += pages;
+    }
+    Some(runs.into_boxed_slice())
+}
+
+/// CPU for the n-th vCPU of all: the driver domains first, then round about, as the mask allows.
+fn place(n: u32, mask: u32) -> u32 {
+    let count = smp::count();
+    let allowed = |cpu: &u32| mask == 0 || mask & 1 << cpu != 0;
+    (0..count).map(|i| (n + i) % count).find(allowed).unwrap_or(0)
+}
+
+/// Makes one domain, paused.
+fn build(bundle: &Bundle<'static>, d: &'static bundle::Domain, placed: &mut u32) -> Option<Arc<Domain>> {
+    let ram = ram(d)?;
+    let mut p2m = P2m::new()?;
+    for &(gfn, mfn, pages) in &ram {
+        let _ = p2m.map(gfn, mfn, pages, Rights::RWX).ok()?;
+    }
+    // SAFETY: a frame of the hypervisor that is only ever shared with this domain.
+    let shared_info = unsafe { SharedFrame::from_mfn(mem::alloc_zeroed()?) };
+    let mut contexts = Vec::new();
+    for _ in 0..d.vcpus {
+        contexts.push(Context::new()?);
+    }
+    let mut name = heapless::String::new();
+    let _ = name.push_str(bundle.name(d)?);
+    let iopm = permissions::iopm(bundle.ports(d), &[])?;
+    Some(Arc::new_cyclic(|weak| Domain {
+        id: d.domid,
+        name,
+        record: *d,
+        image: segments(bundle, d),
+        ports: bundle.ports(d),
+        vcpus: (0..)
+            .zip(contexts)
+            .map(|(id, context)| {
+                let cpu = place(*placed, d.cpu_mask);
+                *placed += 1;
+                Arc::new(Vcpu::new(id, weak.clone(), d, cpu, context))
+            })
+            .collect(),
+        p2m: Mutex::new(p2m),
+        shared_info,
+        grant_frames: Mutex::new(Vec::new()),
+        watchdogs: Mutex::new(Watchdogs::default()),
+        iopm,
+        ram,
+        hvm_params: Mutex::new([0; hvm::NR_PARAMS as usize]),
+        state: AtomicU32::new(xenolith::state::RUNNING),
+        paused: AtomicU32::new(pause::BUILDING),
+        generation: AtomicU32::new(0),
+        last_cause: AtomicU32::new(xenolith::cause::NONE),
+        counters: Counters::default(),
+        console: Mutex::new(Log::new()),
+    }))
+}
+
+/// Makes all domains of a checked bundle; none runs yet.
+///
+/// # Errors
+/// What is missing, for people.
+pub fn load(bundle: &Bundle<'static>) -> Result<(), String> {
+    let vcpus: usize = bundle.domains().iter().map(|d| d.vcpus as usize).sum();
+    for cpu in percpu::all() {
+        cpu.queue.lock().reserve(vcpus);
+        cpu.deadlines.lock().reserve(vcpus);
+    }
+    let mut placed = 0;
+    for d in bundle.domains() {
+        let name = bundle.name(d).unwrap_or("?");
+        let domain = build(bundle, d, &mut placed).ok_or_else(|| alloc::format!("no memory for domain {name}"))?;
+        domain::add(domain.clone());
+        image::restore(&domain, false);
+        lifecycle::prepare(&domain).map_err(|e| alloc::format!("domain {name} cannot be made: {e}"))?;
+        log::info!(
+            "domain {}: {name}, {} KiB, {} vCPU, image {} KiB",
+            d.domid,
+            d.mem_pages * 4,
+            d.vcpus,
+            domain.image.iter().map(|s| s.bytes.len()).sum::<usize>() / 1024
+        );
+    }
+    Ok(())
+}

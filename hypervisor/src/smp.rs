@@ -1,0 +1,134 @@
+//! Starting the other CPUs: INIT, two start-up interrupts, a trampoline in low memory from real to long mode.
+
+use crate::percpu::PerCpu;
+use crate::{apic, boot, mem, paging, time};
+use core::arch::global_asm;
+use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use hv_core::acpi::LocalApic;
+
+/// Where the trampoline is copied: a page of conventional memory that PC firmware leaves alone once it has loaded us.
+const TRAMPOLINE: u64 = 0x8000;
+const _: () = assert!(TRAMPOLINE < boot::info::LOW_MEMORY);
+/// A CPU that does not come up in this time is left out.
+const START_TIMEOUT_NS: u64 = 500 * time::MS;
+
+global_asm!(
+    ".section .rodata",
+    ".balign 16",
+    ".global trampoline_start, trampoline_end, trampoline_slots",
+    "trampoline_start:",
+    ".code16",
+    "cli",
+    "cld",
+    "xor ax, ax",
+    "mov ds, ax",
+    "lgdt [tr_gdtr]",
+    "mov eax, cr0",
+    "or eax, 1",
+    "mov cr0, eax",
+    ".byte 0x66, 0xea; .long {at} + (trampoline_32 - trampoline_start); .short 8",
+    ".code32",
+    "trampoline_32:",
+    "mov eax, 24; mov ds, eax; mov es, eax; mov ss, eax; xor eax, eax; mov fs, eax; mov gs, eax",
+    "mov eax, cr4; or eax, 0x620; mov cr4, eax",
+    "mov eax, [tr_slots]; mov cr3, eax",
+    "mov ecx, 0xc0000080; rdmsr; or eax, 0x900; wrmsr",
+    "mov eax, 0x80010023; mov cr0, eax",
+    ".byte 0xea; .long {at} + (trampoline_64 - trampoline_start); .short 16",
+    ".code64",
+    "trampoline_64:",
+    "mov rsp, [tr_slots + 8]",
+    "mov rdi, [tr_slots + 16]",
+    "mov rax, [tr_slots + 24]",
+    "xor ebp, ebp",
+    "push rbp",
+    "jmp rax",
+    ".balign 8",
+    "trampoline_gdt: .quad 0, 0x00cf9b000000ffff, 0x00af9b000000ffff, 0x00cf93000000ffff",
+    "trampoline_gdtr: .short 31; .long {at} + (trampoline_gdt - trampoline_start)",
+    ".balign 8",
+    // CR3, stack, argument, entry.
+    "trampoline_slots: .quad 0, 0, 0, 0",
+    "trampoline_end:",
+    ".set tr_gdtr, trampoline_gdtr - trampoline_start + {at}",
+    ".set tr_slots, trampoline_slots - trampoline_start + {at}",
+    ".text",
+    at = const TRAMPOLINE,
+);
+
+unsafe extern "C" {
+    static trampoline_start: u8;
+    static trampoline_slots: u8;
+    static trampoline_end: u8;
+}
+
+static UP: AtomicU32 = AtomicU32::new(1);
+
+/// CPUs running.
+#[must_use]
+pub fn count() -> u32 {
+    UP.load(SeqCst)
+}
+
+/// A started CPU says so.
+pub fn announce() {
+    UP.fetch_add(1, SeqCst);
+}
+
+fn prepare(slots: [u64; 4]) {
+    // SAFETY: symbols of the asm above; only their addresses are used.
+    let (start, at, end) = unsafe { (&raw const trampoline_start, &raw const trampoline_slots, &raw const trampoline_end) };
+    let to = mem::direct(TRAMPOLINE);
+    // SAFETY: low memory is never given to anyone (`boot::info::LOW_MEMORY`), and the code is shorter than a page.
+    unsafe { mem::copy_bytes(to, start, end.addr() - start.addr()) };
+    let slot = to.wrapping_add(at.addr() - start.addr()).cast::<[u64; 4]>();
+    // SAFETY: inside the copy, and aligned to 8 by the asm.
+    unsafe { slot.write_volatile(slots) };
+}
+
+/// Starts every CPU of `lapics` but this one; each gets a number and enters `entry`.
+pub fn start(lapics: &[LocalApic], entry: extern "C" fn(&'static PerCpu) -> !) {
+    let own = apic::id();
+    if let Err(e) = paging::identity(TRAMPOLINE, true) {
+        log::error!("no page table for the trampoline ({e:?}): one CPU only");
+        return;
+    }
+    for lapic in lapics.iter().filter(|l| l.id != own) {
+        let id = count();
+        if id as usize >= crate::percpu::MAX_CPUS {
+            log::warn!("CPU with APIC ID {} left out: {id} CPUs is the limit", lapic.id);
+            break;
+        }
+        if let Err(why) = start_one(id, lapic.id, entry) {
+            log::error!("CPU with APIC ID {} left out: {why}", lapic.id);
+        }
+    }
+    if let Err(e) = paging::identity(TRAMPOLINE, false) {
+        log::error!("the trampoline stays mapped: {e:?}");
+    }
+}
+
+fn start_one(id: u32, apic_id: u32, entry: extern "C" fn(&'static PerCpu) -> !) -> Result<(), &'static str> {
+    let stack = paging::map_stack(id).map_err(|_| "no memory for its stack")?;
+    let cpu = PerCpu::new(id, apic_id);
+    let argument = core::ptr::from_ref(cpu).expose_provenance() as u64;
+    prepare([paging::root().addr(), stack, argument, entry as *const () as u64]);
+    if !apic::send_init(apic_id) {
+        return Err("it takes no INIT");
+    }
+    time::spin_ns(10 * time::MS);
+    let deadline = time::now_ns() + START_TIMEOUT_NS;
+    let mut again = time::now_ns();
+    while count() == id {
+        if time::now_ns() >= again {
+            // Twice where the first is lost (MultiProcessor Specification 1.4, B.4).
+            let _ = apic::send_startup(apic_id, (TRAMPOLINE >> 12) as u8);
+            again = time::now_ns() + 100 * time::MS;
+        }
+        if time::now_ns() > deadline {
+            return Err("it does not start");
+        }
+        core::hint::spin_loop();
+    }
+    Ok(())
+}
