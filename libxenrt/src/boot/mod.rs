@@ -70,8 +70,8 @@ extern "C" fn start(kind: u32, info: u64) -> ! {
     };
     CONFIG.call_once(|| params.config);
     let end = usable_end(&params);
-    let first_free = params.first_free.max(image::end()).next_multiple_of(PAGE_SIZE as u64);
-    // SAFETY: I10 – nothing is in use between the image and `end` but what `first_free` skips.
+    let first_free = params.free.0.next_multiple_of(PAGE_SIZE as u64);
+    // SAFETY: I10 – `free` is RAM that holds neither the image nor the configuration, and `end` cuts the special pages off.
     let tables_end = unsafe { paging::install(first_free, end) };
     traps::install();
     // SAFETY: I5 – the tables end there, and the special pages begin at `end`.
@@ -91,6 +91,6 @@ fn usable_end(params: &Params) -> u64 {
     [survivor, of(hvm::PARAM_STORE_PFN), of(hvm::PARAM_CONSOLE_PFN)]
         .into_iter()
         .flatten()
-        .filter(|&gpa| gpa >= image::end())
-        .fold(params.ram_end.min(memory::window::START), u64::min)
+        .filter(|&gpa| gpa >= params.free.0)
+        .fold(params.free.1, u64::min)
 }

@@ -57,10 +57,11 @@ fn flags_of(gpa: u64) -> Option<Flags> {
     })
 }
 
-/// Builds the tables from `free` up and switches to them; answers the first byte after them.
+/// Builds the tables from `free` up and switches to them; answers the first byte after them. All of the first GiB is mapped: RAM
+/// ends where the hypervisor says, and beyond it there is nothing to reach.
 ///
 /// # Safety
-/// I10: `[free, end)` is RAM that nothing uses, `free` is page-aligned, and everything in use lies below `free`.
+/// I10: `[free, end)` is RAM above the image that nothing uses, `free` is page-aligned.
 pub unsafe fn install(free: u64, end: u64) -> u64 {
     let mut tables = Tables { next: free, end };
     let root = tables.make();
@@ -81,7 +82,7 @@ pub unsafe fn install(free: u64, end: u64) -> u64 {
                 }
             }
             entry.set_addr(physical(pages), LINK);
-        } else if base < end {
+        } else {
             entry.set_addr(PhysAddr::new_truncate(base), DATA | Flags::HUGE_PAGE);
         }
     }

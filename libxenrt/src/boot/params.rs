@@ -3,6 +3,7 @@
 //! Sources: `hermit_entry::boot_info`; Linux `arch/x86/include/uapi/asm/bootparam.h` (offsets in the boot parameters page);
 //! `public/arch-x86/hvm/start_info.h`.
 
+use crate::memory::window;
 use abi::memory::E820Entry;
 use abi::start_info::{self, HvmStartInfo, MemmapEntry, ModlistEntry};
 use hermit_entry::boot_info::{BootInfo, PlatformInfo, RawBootInfo};
@@ -17,10 +18,8 @@ pub enum Source {
 /// The result.
 #[derive(Debug)]
 pub struct Params {
-    /// End of the RAM the image lies in.
-    pub ram_end: u64,
-    /// First byte after everything the loader left that must stay (the configuration).
-    pub first_free: u64,
+    /// First byte of the RAM that is free, and the first after it: above the image, without the configuration.
+    pub free: (u64, u64),
     /// The domain's configuration.
     pub config: &'static str,
 }
@@ -76,6 +75,17 @@ fn holds_image(addr: u64, size: u64) -> Option<u64> {
     (addr <= super::image::start() && super::image::end() <= end).then_some(end)
 }
 
+/// The larger part of `[image end, ram_end)` below or above the configuration at `[config, config_end)`.
+fn free_part(ram_end: u64, config: u64, config_end: u64) -> (u64, u64) {
+    let start = super::image::end();
+    let ram_end = ram_end.min(window::START);
+    if config_end <= start || config >= ram_end || config == config_end {
+        return (start, ram_end);
+    }
+    let (below, above) = (config.saturating_sub(start), ram_end.saturating_sub(config_end));
+    if below >= above { (start, config) } else { (config_end, ram_end) }
+}
+
 /// # Safety
 /// As [`read`].
 unsafe fn hermit(info: u64) -> Result<Params, &'static str> {
@@ -103,11 +113,8 @@ unsafe fn hermit(info: u64) -> Result<Params, &'static str> {
     let config_len = u64::from(unsafe { get::<u32>(base.wrapping_add(boot_params::RAMDISK_SIZE)) });
     // SAFETY: I10 – the loader's own statement of where the blob is; `first_free` keeps it.
     let config = unsafe { text(config_at, config_len) };
-    Ok(Params {
-        ram_end: ram_end.ok_or("no RAM entry holds the image")?,
-        first_free: config_at.wrapping_add(config_len),
-        config,
-    })
+    let ram_end = ram_end.ok_or("no RAM entry holds the image")?;
+    Ok(Params { free: free_part(ram_end, config_at, config_at.wrapping_add(config_len)), config })
 }
 
 /// # Safety
@@ -129,15 +136,15 @@ unsafe fn pvh(info: u64) -> Result<Params, &'static str> {
             }
         }
     }
-    let (mut config, mut first_free) = ("", info.wrapping_add(size_of::<HvmStartInfo>() as u64));
-    if start.nr_modules > 0 {
-        // SAFETY: I10 – the first module.
-        let module: ModlistEntry = unsafe { get(start.modlist_paddr) };
-        // SAFETY: I10 – its bytes; `first_free` keeps them.
-        config = unsafe { text(module.paddr, module.size) };
-        first_free = first_free.max(module.paddr.wrapping_add(module.size));
-    }
     let ram_end = ram_end.ok_or("no RAM entry holds the image")?;
-    // Xen's loader puts the start info at the end of RAM it used; where it is not directly above the image, keep below it.
-    if first_free > ram_end { Err("start info outside of RAM") } else { Ok(Params { ram_end, first_free, config }) }
+    if start.nr_modules == 0 {
+        return Ok(Params { free: free_part(ram_end, 0, 0), config: "" });
+    }
+    // SAFETY: I10 – the first module.
+    let module: ModlistEntry = unsafe { get(start.modlist_paddr) };
+    let end = module.paddr.checked_add(module.size).filter(|&end| end <= window::START);
+    let end = end.ok_or("configuration above 1 GiB")?;
+    // SAFETY: I10 – its bytes, below the first GiB that the entry code maps; `free_part` keeps them.
+    let config = unsafe { text(module.paddr, module.size) };
+    Ok(Params { free: free_part(ram_end, module.paddr, end), config })
 }
