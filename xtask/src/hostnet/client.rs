@@ -16,6 +16,7 @@ mod blob;
 /// Longest wait for a byte: an outage with all retransmissions is far below.
 const PATIENCE: Duration = Duration::from_secs(30);
 const CHUNK: usize = 64 << 10;
+const REFUSED: &str = "the web guest takes no request";
 
 /// What a transfer came to.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -31,11 +32,6 @@ pub struct Transfer {
 impl Transfer {
     fn new(bytes: u64, hash_ok: bool, start: Instant) -> Self {
         Self { bytes, hash_ok, millis: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX) }
-    }
-
-    /// Mbit/s.
-    pub fn rate(&self) -> f64 {
-        self.bytes as f64 * 8.0 / 1000.0 / (self.millis.max(1) as f64)
     }
 }
 
@@ -75,7 +71,7 @@ fn head(reader: &mut impl BufRead) -> Result<(u16, u64)> {
 /// No connection, no answer, or no whole answer.
 pub fn get(port: u16, path: &str) -> Result<(u16, Vec<u8>)> {
     let mut stream = connect(port)?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: guest\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: guest\r\nConnection: close\r\n\r\n").context(REFUSED)?;
     let mut reader = BufReader::new(stream);
     let (status, length) = head(&mut reader)?;
     let mut body = vec![0; usize::try_from(length.min(16 << 20))?];
@@ -90,7 +86,8 @@ pub fn get(port: u16, path: &str) -> Result<(u16, Vec<u8>)> {
 pub fn download(port: u16, bytes: u64, seed: u64, progress: &AtomicU64) -> Result<Transfer> {
     let start = Instant::now();
     let mut stream = connect(port)?;
-    write!(stream, "GET /blob?bytes={bytes}&seed={seed} HTTP/1.1\r\nHost: guest\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "GET /blob?bytes={bytes}&seed={seed} HTTP/1.1\r\nHost: guest\r\nConnection: close\r\n\r\n")
+        .context(REFUSED)?;
     let mut reader = BufReader::with_capacity(CHUNK, stream);
     let (status, length) = head(&mut reader)?;
     ensure!(status == 200 && length == bytes, "GET /blob: status {status}, {length} bytes instead of {bytes}");

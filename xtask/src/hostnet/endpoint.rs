@@ -217,7 +217,7 @@ impl Endpoint {
             if state.up[i].is_none() {
                 continue;
             }
-            let data = state.probes[i].send(now);
+            let data = state.probes[i].send();
             let sequence = u16::from_be_bytes([data[6], data[7]]);
             drop(state);
             self.wire.send(&frame::echo(target, probe::IDENT, sequence, &data));

@@ -10,17 +10,15 @@ pub const IDENT: u16 = 0x584c;
 #[derive(Clone, Debug, Default)]
 pub struct Log {
     sent: u64,
-    sent_at: Vec<Instant>,
     delivered: Vec<Instant>,
     answered: Vec<bool>,
 }
 
 impl Log {
     /// Notes that a probe was sent; returns its data.
-    pub fn send(&mut self, now: Instant) -> [u8; 8] {
+    pub fn send(&mut self) -> [u8; 8] {
         let number = self.sent;
         self.sent += 1;
-        self.sent_at.push(now);
         self.answered.push(false);
         number.to_be_bytes()
     }
@@ -37,11 +35,6 @@ impl Log {
     /// Probes sent and answered.
     pub fn counts(&self) -> (u64, u64) {
         (self.sent, self.delivered.len() as u64)
-    }
-
-    /// When the last answer came.
-    pub fn last(&self) -> Option<Instant> {
-        self.delivered.last().copied()
     }
 
     /// The first delivery at or after an instant.
@@ -71,7 +64,7 @@ mod tests {
         let zero = Instant::now();
         let mut log = Log::default();
         for &ms in at_ms {
-            let data = log.send(zero);
+            let data = log.send();
             log.receive(&data, zero + Duration::from_millis(ms));
         }
         (log, zero)

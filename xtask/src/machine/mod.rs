@@ -132,6 +132,13 @@ impl Machine {
         self.qemu.ended()
     }
 
+    /// The code the system ended the machine with. QEMU's own failure has the same status as code 0, but then the console
+    /// is empty or QEMU complained.
+    pub fn guest_code(&self, status: ExitStatus) -> Option<u32> {
+        let spoke = self.console.first_byte().is_some() && self.qemu.complaint().is_empty();
+        qemu::guest_code(status).filter(|_| spoke)
+    }
+
     /// An error for a machine that is not as it should be, with the console's end.
     pub fn failure(&mut self, what: &str) -> anyhow::Error {
         let end = match self.qemu.ended() {

@@ -1,8 +1,8 @@
 //! While a machine runs: single keys where there is a terminal, and waiting for the end everywhere.
 
 use super::show::Printer;
+use crate::machine::Machine;
 use crate::machine::crash::KINDS;
-use crate::machine::{Machine, qemu};
 use crate::manifest::System;
 use crate::signals;
 use anyhow::Result;
@@ -62,10 +62,10 @@ pub fn until_end(machine: &mut Machine, system: &System, printer: &Printer) -> R
         if let Some(status) = machine.ended()? {
             // The console's thread may still hold the last lines.
             machine.console.wait(usize::MAX, std::time::Duration::from_millis(500));
-            let code = qemu::guest_code(status);
+            let code = machine.guest_code(status);
             printer.say(&match code {
                 Some(code) => format!("the machine ended with code {code}"),
-                None => format!("the emulator ended with {status} {}", machine.qemu.complaint()),
+                None => format!("the emulator ended with {status}: {}", machine.qemu.complaint()),
             });
             return Ok(ExitCode::from(code.and_then(|c| u8::try_from(c).ok()).unwrap_or(1)));
         }
