@@ -1,8 +1,7 @@
 //! The HTTP server: a fixed number of connections on one port, the site behind them, and the count of what they moved.
 
-use crate::connection::Connection;
+use crate::connection::{Connection, Moved};
 use crate::http::Refusal;
-use crate::throughput::Throughput;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -14,6 +13,8 @@ use smoltcp::time::Duration;
 pub trait Site {
     /// Body of `/status.json`.
     fn status_json(&mut self) -> String;
+    /// Counts what a connection moved just now.
+    fn count(&mut self, moved: Moved);
     /// Orders a crash of `domain` in the way `how`.
     ///
     /// # Errors
@@ -46,20 +47,14 @@ impl Server {
     }
 
     /// Serves every connection as far as it goes now; true if any byte moved.
-    pub fn poll(
-        &mut self,
-        sockets: &mut SocketSet<'static>,
-        site: &mut impl Site,
-        now_ms: u64,
-        throughput: &mut Throughput,
-    ) -> bool {
+    pub fn poll(&mut self, sockets: &mut SocketSet<'static>, site: &mut impl Site) -> bool {
         let mut any = false;
         for (handle, connection) in &mut self.connections {
             let socket = sockets.get_mut::<Socket<'_>>(*handle);
             let moved = connection.poll(socket, self.port, site);
             connection.flush(socket);
             if moved.tx_bytes > 0 || moved.rx_bytes > 0 {
-                throughput.add(now_ms, moved.tx_bytes, moved.rx_bytes);
+                site.count(moved);
                 any = true;
             }
         }
