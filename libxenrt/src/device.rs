@@ -184,6 +184,16 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
+    /// Binds a physical interrupt that came with I/O ports instead of a PCI device.
+    ///
+    /// # Errors
+    /// The hypervisor's: EPERM where the interrupt is not ours.
+    pub fn of_pirq(pirq: u32) -> Result<Self, DeviceError> {
+        let event = Event::bind_pirq(pirq)?;
+        let mut query = physdev::IrqStatusQuery { irq: pirq, flags: 0 };
+        hypercall::physdev_irq_status_query(&mut query)?;
+        Ok(Self { event, pirq, needs_eoi: query.flags & physdev::IRQSTAT_NEEDS_EOI != 0 })
+    }
     /// The port to wait on.
     #[must_use]
     pub const fn port(&self) -> EvtchnPort {

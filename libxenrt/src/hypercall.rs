@@ -151,6 +151,8 @@ typed! {
     hvm_set_param: nr::HVM_OP, hvm::SET_PARAM, hvm::HvmParam;
     /// `PHYSDEVOP_eoi`.
     physdev_eoi: nr::PHYSDEV_OP, physdev::EOI, physdev::Eoi;
+    /// `PHYSDEVOP_irq_status_query`.
+    physdev_irq_status_query: nr::PHYSDEV_OP, physdev::IRQ_STATUS_QUERY, physdev::IrqStatusQuery;
     /// [`xenolith::INFO`].
     info: nr::XENOLITH_OP, xenolith::INFO, xenolith::Info;
     /// [`xenolith::DOM_INFO`].

@@ -23,6 +23,7 @@ pub mod event;
 pub mod grant;
 pub mod hypercall;
 pub mod identity;
+pub mod io_port;
 pub mod memory;
 #[cfg(feature = "smoltcp")]
 pub mod netfront;

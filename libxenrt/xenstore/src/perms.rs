@@ -76,6 +76,12 @@ impl Perms {
         Self(alloc::vec![Perm { access: Access::None, domid }])
     }
 
+    /// An owner, and what everybody else may do.
+    #[must_use]
+    pub fn single(perm: Perm) -> Self {
+        Self(alloc::vec![perm])
+    }
+
     /// Reads `n0,r2` (configuration) or `n0\0r2\0` (wire), separated by `separator`; one at the end is ignored.
     ///
     /// # Errors

@@ -73,6 +73,12 @@ impl Connection {
         self.shut
     }
 
+    /// Whether bytes wait for the domain to make room: nothing can be sent before its next event.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.shut || !self.out.is_empty()
+    }
+
     /// Serves some of what the domain asks, and sends replies and events as far as the ring takes them.
     pub fn turn<M: SharedMem + ?Sized>(&mut self, mem: &M, store: &mut Store) -> Turn {
         let mut turn = Turn::default();

@@ -1,7 +1,7 @@
 //! The last deaths of domains, newest first: what people ask for after the fact. Bounded.
 
 use abi::DomId;
-use abi::xenolith::DomOp;
+use abi::xenolith::{DomOp, Event, cause};
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
@@ -56,6 +56,34 @@ impl From<&DomOp> for Phases {
             image_us: op.image_ns / 1000,
             enter_us: op.enter_ns / 1000,
         }
+    }
+}
+
+/// What an event says beyond its cause, for people: the text where there is one, and the numbers that the cause defines.
+#[must_use]
+pub fn detail(event: &Event) -> String {
+    let text = event.text.split(|&b| b == 0).next().unwrap_or_default();
+    let text = String::from_utf8_lossy(text);
+    let [rip, a, b, _] = event.info;
+    let numbers = match event.cause {
+        cause::CRASH | cause::WATCHDOG | cause::HALT => format!("at {rip:#x}"),
+        cause::TRIPLE_FAULT => format!("at {rip:#x}, cr2 {a:#x}"),
+        cause::NPT_FAULT => format!("at {rip:#x}, address {a:#x}, code {b:#x}"),
+        cause::PORT_IO => format!("at {rip:#x}, {} port {a:#x}", if b == 1 { "write to" } else { "read of" }),
+        cause::MSR => format!("at {rip:#x}, msr {a:#x}"),
+        // `rip` is the first of `info`: here bus, device and function.
+        cause::IOMMU_FAULT => {
+            let (bus, device, function) = (rip >> 8 & 0xff, rip >> 3 & 0x1f, rip & 7);
+            format!("device {bus:02x}:{device:02x}.{function} at address {a:#x}, flags {b:#x}")
+        }
+        cause::BAD_EXIT => format!("at {rip:#x}, exit {a:#x}"),
+        cause::IRQ_STORM => format!("pirq {rip}"),
+        _ => String::new(),
+    };
+    match (text.is_empty(), numbers.is_empty()) {
+        (true, _) => numbers,
+        (false, true) => text.into_owned(),
+        (false, false) => format!("{text} ({numbers})"),
     }
 }
 
@@ -167,6 +195,17 @@ mod tests {
             serving_us: None,
             phases: None,
         }
+    }
+
+    #[test]
+    fn details_name_the_offending_thing() {
+        let dma = Event { cause: cause::IOMMU_FAULT, info: [3 << 3, 0xdead_0000, 0x10, 0], ..Event::default() };
+        assert_eq!(detail(&dma), "device 00:03.0 at address 0xdead0000, flags 0x10");
+        let mut port = Event { cause: cause::PORT_IO, info: [0x1000, 0x80, 1, 0], ..Event::default() };
+        assert_eq!(detail(&port), "at 0x1000, write to port 0x80");
+        port.text[..2].copy_from_slice(b"hm");
+        assert_eq!(detail(&port), "hm (at 0x1000, write to port 0x80)");
+        assert_eq!(detail(&Event { cause: cause::ADMIN, ..Event::default() }), "");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! what counts, because waiting must not make a domain that dies at every start look stable. Deaths that were ordered (an
 //! administrator's, or by a domain with the right) are restarted at once and do not count.
 
+use crate::history::detail;
 use abi::DomId;
 use abi::xenolith::{Event, cause, state};
 use alloc::collections::{BTreeMap, VecDeque};
@@ -146,13 +147,6 @@ pub struct Supervisor {
     domains: BTreeMap<DomId, Supervised>,
 }
 
-/// An event's text, up to its NUL.
-#[must_use]
-pub fn event_text(event: &Event) -> String {
-    let text = event.text.split(|&b| b == 0).next().unwrap_or_default();
-    String::from_utf8_lossy(text).into_owned()
-}
-
 impl Supervised {
     fn new(policy: Policy, now_ns: u64) -> Self {
         Self {
@@ -242,7 +236,7 @@ impl Supervisor {
         let ordered = core::mem::take(&mut domain.ordered);
         let killed = core::mem::take(&mut domain.killed);
         let name = cause::name(event.cause);
-        let text = event_text(event);
+        let text = detail(event);
         let what = if text.is_empty() { String::from(name) } else { format!("{name}: {text}") };
         domain.standing = Standing::Stopped;
         if killed || event.cause == cause::POWEROFF || !domain.policy.restart {

@@ -49,7 +49,7 @@ fn dying_at_every_start_backs_off_and_is_given_up_while_others_live() {
     assert!(gave_up);
     let d = s.get(D).unwrap();
     assert_eq!(d.state_name(state::STOPPED), "gave-up");
-    assert_eq!(d.why, "gave up after 7 failures: panic: oops");
+    assert_eq!(d.why, "gave up after 7 failures: panic: oops (at 0x0)");
     assert_eq!(s.due(u64::MAX), None);
     assert_eq!(s.get(OTHER).unwrap().standing, Standing::Running { since_ns: 0 });
     assert_eq!(s.on_event(&death(OTHER, 9, cause::CRASH), 9).0, Decision::Restart);

@@ -65,7 +65,7 @@ pub struct Uart<R> {
 
 impl<R: Registers> Uart<R> {
     /// Bytes that may wait to be sent.
-    pub const OUT_MAX: usize = 256 * 1024;
+    pub const OUT_MAX: usize = 128 * 1024;
 
     /// Finds the chip and sets it up: 115200 8N1, FIFOs, receive interrupt.
     ///

@@ -40,7 +40,7 @@ impl Default for Quota {
             event_bytes: 32 * 1024,
             transactions: 10,
             touched: 512,
-            transaction_bytes: 64 * 1024,
+            transaction_bytes: 32 * 1024,
         }
     }
 }

@@ -1,0 +1,228 @@
+//! What happens when a domain stops. The order is the outage: fetch the event, decide, DOM_RESTART, re-attach the store ring; history,
+//! events for the socket, logs and status nodes come after, and the latter only when nothing else waits.
+
+use super::Control;
+use abi::xenolith::{DomOp, Event, cause};
+use alloc::string::String;
+use control::history::{Action, Death, Phases, detail};
+use control::report;
+use control::supervisor::Decision;
+use libxenrt::{DomId, Errno, Instant, clock, hypercall, log};
+use xenstore::Path;
+
+/// Events answered in one go; more wait for the next round.
+const EVENTS: usize = 32;
+
+impl Control {
+    /// Answers all deaths that are waiting, and starts what has waited long enough.
+    pub fn failures(&mut self) {
+        if self.dom_exc.as_ref().is_some_and(libxenrt::event::Event::take_pending) {
+            self.drain_events();
+        }
+        while let Some(domid) = self.supervisor.due(clock::now().as_ns()) {
+            self.restart_after_wait(domid);
+        }
+    }
+
+    /// Fetches events until there is none.
+    pub fn drain_events(&mut self) {
+        for _ in 0..EVENTS {
+            let mut event = Event::default();
+            match hypercall::next_event(&mut event) {
+                Ok(_) => self.died(&event),
+                Err(Errno::ENODATA) => return,
+                Err(e) => return log::error!("NEXT_EVENT refused: {e}"),
+            }
+        }
+    }
+
+    fn died(&mut self, event: &Event) {
+        let (mut decision, ordered) = self.supervisor.on_event(event, clock::now().as_ns());
+        let restart = (decision == Decision::Restart).then(|| self.restart(event.domid));
+        if let Some(Err(e)) = restart {
+            decision = self.restart_failed(event.domid, e);
+        }
+        let done = restart.and_then(Result::ok);
+        let entered = clock::now();
+        self.after_death(event, &decision, ordered, done, entered);
+    }
+
+    /// DOM_RESTART and the store ring. Nothing else may come between a failure and this.
+    fn restart(&mut self, domid: DomId) -> Result<Phases, Errno> {
+        let mut op = DomOp { domid, ..DomOp::default() };
+        let began = clock::now();
+        hypercall::dom_restart(&mut op)?;
+        self.supervisor.on_restarted(domid, began.as_ns());
+        // An order for the instance that is gone must not kill the new one.
+        self.forget_order(domid);
+        self.attach(domid);
+        Ok(Phases::from(&op))
+    }
+
+    fn restart_failed(&mut self, domid: DomId, e: Errno) -> Decision {
+        self.supervisor.on_restart_failed(domid, e.name(), clock::now().as_ns())
+    }
+
+    fn attach(&mut self, domid: DomId) {
+        if let Some(link) = self.links.iter_mut().find(|l| l.domid == domid) {
+            if let Err(e) = link.attach(&mut self.store) {
+                log::warn!("{}: no store: {e}", link.name);
+            }
+            link.turn(&mut self.store);
+        }
+    }
+
+    /// Tries again what failed when a domain was started.
+    pub fn reattach_missing(&mut self) {
+        let running = |domid| self.supervisor.get(domid).is_some_and(|s| s.why.is_empty());
+        let missing: alloc::vec::Vec<_> =
+            self.links.iter().filter(|l| !l.is_attached() && running(l.domid)).map(|l| l.domid).collect();
+        for domid in missing {
+            self.attach(domid);
+        }
+    }
+
+    fn after_death(
+        &mut self,
+        event: &Event,
+        decision: &Decision,
+        ordered: bool,
+        phases: Option<Phases>,
+        entered: Instant,
+    ) {
+        let domid = event.domid;
+        let action = match decision {
+            Decision::Stale => return,
+            Decision::Restart => Action::Restarted,
+            Decision::BackOff { .. } => Action::BackOff,
+            Decision::GiveUp { .. } => Action::GaveUp,
+            Decision::Leave => Action::Left,
+        };
+        let outage_us = phases.map(|_| entered.as_ns().saturating_sub(event.time_ns) / 1000);
+        let death = Death {
+            domid,
+            name: String::from(self.name(domid)),
+            time_ns: event.time_ns,
+            cause: cause::name(event.cause),
+            detail: detail(event),
+            ordered,
+            action,
+            outage_us,
+            serving_us: None,
+            phases,
+        };
+        let Death { name, cause, detail, .. } = &death;
+        match (outage_us, action) {
+            (Some(us), _) => log::warn!("{name} died ({cause}: {detail}), restarted {us} us after"),
+            (None, _) => log::warn!("{name} died ({cause}: {detail}), {}", action.name()),
+        }
+        self.tell("died", |o| {
+            o.number("id", domid.0).text("dom", &death.name).number("time_us", death.time_ns / 1000);
+            o.text("cause", death.cause).text("detail", &death.detail).flag("ordered", ordered);
+        });
+        match decision {
+            Decision::Restart => self.tell_restarted(domid, outage_us, phases),
+            Decision::BackOff { delay_ns, failures } => self.tell("back-off", |o| {
+                o.number("id", domid.0).text("dom", &death.name);
+                o.number("delay_us", delay_ns / 1000).number("failures", *failures);
+            }),
+            Decision::GiveUp { failures } => {
+                let why = self.supervisor.get(domid).map(|s| s.why.clone()).unwrap_or_default();
+                self.tell("gave-up", |o| {
+                    o.number("id", domid.0).text("dom", &death.name).number("failures", *failures).text("why", &why);
+                });
+            }
+            Decision::Leave | Decision::Stale => self.tell("stopped", |o| {
+                o.number("id", domid.0).text("dom", &death.name).text("cause", death.cause);
+            }),
+        }
+        self.history.push(death);
+        self.changed(domid);
+        if action != Action::Restarted
+            && let Some(link) = self.links.iter_mut().find(|l| l.domid == domid)
+        {
+            link.detach(&mut self.store);
+        }
+    }
+
+    fn restart_after_wait(&mut self, domid: DomId) {
+        match self.restart(domid) {
+            Ok(phases) => self.note_restart(domid, phases),
+            Err(e) => {
+                let decision = self.restart_failed(domid, e);
+                log::warn!("{} could not be restarted: {e}; {decision:?}", self.name(domid));
+                self.changed(domid);
+            }
+        }
+    }
+
+    /// Completes the last death of a domain that was restarted later than at once.
+    fn note_restart(&mut self, domid: DomId, phases: Phases) {
+        let now = clock::now().as_ns();
+        let mut outage_us = None;
+        if let Some(death) = self.history.last_mut(domid).filter(|d| d.outage_us.is_none()) {
+            outage_us = Some(now.saturating_sub(death.time_ns) / 1000);
+            (death.outage_us, death.phases) = (outage_us, Some(phases));
+        }
+        log::info!("{} restarted", self.name(domid));
+        self.tell_restarted(domid, outage_us, Some(phases));
+        self.changed(domid);
+    }
+
+    fn tell_restarted(&mut self, domid: DomId, outage_us: Option<u64>, phases: Option<Phases>) {
+        let name = String::from(self.name(domid));
+        let restarts = super::boot::dom_info(domid).map_or(0, |info| info.restarts);
+        self.tell("restarted", |o| {
+            o.number("id", domid.0).text("dom", &name).number("restarts", restarts).optional("outage_us", outage_us);
+            if let Some(phases) = &phases {
+                o.object("phases", |o| report::phases(phases, o));
+            }
+        });
+    }
+
+    /// An administrator's restart of a domain in whatever state.
+    ///
+    /// # Errors
+    /// The hypervisor's.
+    pub fn restart_by_order(&mut self, domid: DomId) -> Result<(u64, Phases), Errno> {
+        // A death that is in the queue is answered first, so that it is not taken for one of the new instance.
+        self.drain_events();
+        let began = clock::now();
+        let running = self.supervisor.get(domid).is_some_and(|s| s.why.is_empty());
+        self.supervisor.order_restart(domid);
+        let phases = self.restart(domid)?;
+        let outage_us = clock::now().since(began).as_micros() as u64;
+        if running {
+            let death = Death {
+                domid,
+                name: String::from(self.name(domid)),
+                time_ns: began.as_ns(),
+                cause: cause::name(cause::ADMIN),
+                detail: String::from("restarted by order"),
+                ordered: true,
+                action: Action::Restarted,
+                outage_us: Some(outage_us),
+                serving_us: None,
+                phases: Some(phases),
+            };
+            self.history.push(death);
+            self.tell_restarted(domid, Some(outage_us), Some(phases));
+            self.changed(domid);
+        } else {
+            self.note_restart(domid, phases);
+        }
+        Ok((outage_us, phases))
+    }
+
+    /// Its status nodes and the history are to be written again.
+    pub fn changed(&mut self, domid: DomId) {
+        self.dirty.insert(domid);
+        self.history_dirty = true;
+    }
+
+    fn forget_order(&mut self, domid: DomId) {
+        if let Ok(path) = Path::absolute(&alloc::format!("/local/domain/{domid}/control/crash")) {
+            let _ = self.store.run(DomId::CONTROL, |v| v.rm(&path));
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! The running control domain.
+
+mod boot;
+mod commands;
+mod failure;
+mod link;
+mod orders;
+mod socket;
+mod status;
+
+use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
+use control::history::History;
+use control::store::Store;
+use control::supervisor::Supervisor;
+use core::time::Duration;
+use libxenrt::event::{self, Event};
+use libxenrt::watchdog::Watchdog;
+use libxenrt::{DomId, EvtchnPort, Instant, clock, log};
+use link::Link;
+use socket::Socket;
+
+/// How long the main loop may compute without coming round; time asleep does not count.
+const WATCHDOG_MS: u64 = 5000;
+/// Housekeeping: what failed is tried again, slow figures are published.
+const TICK: Duration = Duration::from_secs(1);
+/// Between looks at the console of a domain that the socket follows.
+const FOLLOW: Duration = Duration::from_millis(25);
+
+/// Everything this domain knows.
+struct Control {
+    store: Store,
+    supervisor: Supervisor,
+    history: History,
+    links: Vec<Link>,
+    socket: Option<Socket>,
+    /// Something happened to a domain; none where the hypervisor refused the port.
+    dom_exc: Option<Event>,
+    /// Domains whose status nodes are to be written again.
+    dirty: BTreeSet<DomId>,
+    history_dirty: bool,
+    /// Where the round of the store's turns begins next.
+    round: usize,
+}
+
+/// The domain's program.
+pub fn run() {
+    let mut control = match boot::boot() {
+        Ok(control) => control,
+        Err(why) => panic!("{why}"),
+    };
+    let mut watchdog = Watchdog::arm(WATCHDOG_MS).inspect_err(|e| log::warn!("no watchdog: {e}")).ok();
+    let mut tick = clock::now() + TICK;
+    loop {
+        let busy = control.round(&mut tick);
+        if let Some(watchdog) = &mut watchdog {
+            watchdog.feed(clock::now());
+        }
+        if !busy {
+            control.wait(tick);
+        }
+    }
+}
+
+impl Control {
+    /// One round of work; answers whether there is more to do without waiting.
+    fn round(&mut self, tick: &mut Instant) -> bool {
+        self.failures();
+        let mut busy = self.serve_store();
+        if self.failure_pending() {
+            return true;
+        }
+        self.orders();
+        busy |= self.serve_socket();
+        if self.failure_pending() {
+            return true;
+        }
+        self.publish();
+        let now = clock::now();
+        if now >= *tick {
+            *tick = now + TICK;
+            self.reattach_missing();
+            self.dirty.extend(self.links.iter().map(|l| l.domid));
+        }
+        busy || self.links.iter().any(|l| l.wants_turn(&self.store))
+    }
+
+    fn failure_pending(&self) -> bool {
+        self.dom_exc.as_ref().is_some_and(Event::is_pending)
+    }
+
+    /// Gives each domain that asks, or for which events wait, one bounded turn, beginning with another one each time.
+    fn serve_store(&mut self) -> bool {
+        let mut busy = false;
+        let count = self.links.len();
+        self.round = self.round.checked_add(1).filter(|&r| r < count).unwrap_or(0);
+        for i in (self.round..count).chain(0..self.round) {
+            if let Some(link) = self.links.get_mut(i) {
+                busy |= link.turn(&mut self.store);
+            }
+            if self.failure_pending() {
+                return true;
+            }
+        }
+        busy
+    }
+
+    fn wait(&self, tick: Instant) {
+        let mut ports: Vec<EvtchnPort> = self.links.iter().filter_map(Link::port).collect();
+        ports.extend(self.dom_exc.as_ref().map(Event::port));
+        ports.extend(self.socket.as_ref().and_then(Socket::port));
+        let mut deadline = tick;
+        if let Some(at) = self.supervisor.next_deadline() {
+            deadline = deadline.min(Instant::from_ns(at));
+        }
+        if let Some(at) = self.socket.as_ref().and_then(Socket::deadline) {
+            deadline = deadline.min(at);
+        }
+        if let Err(e) = event::poll(&ports, Some(deadline)) {
+            // A port in the list is gone: its domain was restarted by somebody else's order. Find out which, without spinning.
+            log::warn!("poll of {} ports refused: {e}", ports.len());
+            clock::sleep_until(clock::now() + FOLLOW);
+        }
+    }
+
+    fn name(&self, domid: DomId) -> &str {
+        self.links.iter().find(|l| l.domid == domid).map_or("control", |l| l.name.as_str())
+    }
+}

@@ -1,0 +1,118 @@
+//! Orders to crash, from the control socket or from a domain with the right; and the reports of domains that they serve again.
+//!
+//! Both are nodes that domains write, so this domain watches its own store.
+
+use super::Control;
+use alloc::format;
+use alloc::string::String;
+use control::rights::{self, Crash};
+use libxenrt::{DomId, clock, log};
+use xenstore::{Path, Perms, XsError};
+
+const REQUESTS: &str = "/xenolith/request";
+const TOKEN_REQUEST: &str = "request";
+const TOKEN_SERVING: &str = "serving";
+/// Events looked at in one round.
+const EVENTS: usize = 64;
+
+/// Registers the watches.
+///
+/// # Errors
+/// For people.
+pub fn watch(control: &mut Control) -> Result<(), String> {
+    let failed = |e: XsError| format!("own watch refused: {e}");
+    let store = &mut control.store;
+    store.watch(DomId::CONTROL, REQUESTS.as_bytes(), TOKEN_REQUEST.as_bytes()).map_err(failed)?;
+    for link in &control.links {
+        let path = format!("/local/domain/{}/control/serving", link.domid);
+        store.watch(DomId::CONTROL, path.as_bytes(), TOKEN_SERVING.as_bytes()).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// The number in `PREFIX N SUFFIX`.
+fn domid_in(path: &str, prefix: &str, suffix: &str) -> Option<DomId> {
+    path.strip_prefix(prefix)?.strip_suffix(suffix)?.parse().ok().map(DomId)
+}
+
+impl Control {
+    /// Serves this domain's own watch events.
+    pub fn orders(&mut self) {
+        for _ in 0..EVENTS {
+            let Some(event) = self.store.next_event(DomId::CONTROL) else { return };
+            match event.token.as_str() {
+                TOKEN_SERVING => {
+                    if let Some(domid) = domid_in(&event.path, "/local/domain/", "/control/serving") {
+                        self.serving(domid, &event.path);
+                    }
+                }
+                // Where the queue overflowed, the event names the directory: look at all of it.
+                _ if event.path == REQUESTS => {
+                    for domid in self.links.iter().map(|l| l.domid).collect::<alloc::vec::Vec<_>>() {
+                        self.request(domid);
+                    }
+                }
+                _ => {
+                    if let Some(domid) = domid_in(&event.path, "/xenolith/request/", "/crash") {
+                        self.request(domid);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A domain wrote `/xenolith/request/N/crash`.
+    fn request(&mut self, domid: DomId) {
+        let node = format!("{REQUESTS}/{domid}/crash");
+        let Some(request) = self.read(&node) else { return };
+        if let Ok(path) = Path::absolute(&node) {
+            let _ = self.store.run(DomId::CONTROL, |v| v.rm(&path));
+        }
+        let right = self.read(&format!("/xenolith/right/{domid}/crash")).unwrap_or_default();
+        let by = String::from(self.name(domid));
+        match rights::check(&request, &right) {
+            Ok((name, crash)) => match self.links.iter().find(|l| l.name == name).map(|l| l.domid) {
+                Some(victim) => {
+                    log::info!("{by} has {name} crash: {}", crash.to_text());
+                    if let Err(e) = self.order_crash(victim, crash) {
+                        log::warn!("{name} could not be told: {e}");
+                    }
+                }
+                None => log::warn!("{by} wants {name} to crash: no such domain"),
+            },
+            Err(refusal) => log::warn!("{by}: request to crash refused: {refusal}"),
+        }
+    }
+
+    /// Tells a domain to crash.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn order_crash(&mut self, domid: DomId, crash: Crash) -> Result<(), XsError> {
+        let path = format!("/local/domain/{domid}/control/crash");
+        let path = Path::absolute(&path).map_err(|_| XsError::Inval)?;
+        // The domain owns the node, so that it can take the order away before it carries it out.
+        self.store.preset(&path, Perms::owned_by(domid), crash.to_text().as_bytes())?;
+        self.supervisor.order_crash(domid);
+        Ok(())
+    }
+
+    /// A restarted domain serves again.
+    fn serving(&mut self, domid: DomId, path: &str) {
+        if self.read(path).is_none_or(|value| value.is_empty()) {
+            return;
+        }
+        let now = clock::now().as_ns();
+        let Some(death) = self.history.last_mut(domid).filter(|d| d.outage_us.is_some() && d.serving_us.is_none())
+        else {
+            return;
+        };
+        let serving_us = now.saturating_sub(death.time_ns) / 1000;
+        death.serving_us = Some(serving_us);
+        let name = death.name.clone();
+        self.tell("serving", |o| {
+            o.number("id", domid.0).text("dom", &name).number("serving_us", serving_us);
+        });
+        self.changed(domid);
+    }
+}

@@ -1,0 +1,208 @@
+//! The control socket: COM2, lines in, lines out, a console that is followed.
+
+use super::{Control, FOLLOW};
+use alloc::collections::VecDeque;
+use alloc::string::String;
+use control::json::Object;
+use control::protocol::{self, Line, Lines, TEXT_MAX};
+use control::uart::{NoUart, Registers, Uart};
+use core::time::Duration;
+use libxenrt::device::{DeviceError, Interrupt};
+use libxenrt::io_port::IoPorts;
+use libxenrt::{DomId, EvtchnPort, Instant, clock, hypercall, log};
+
+/// COM2 of a PC: its ports and its interrupt, both given to this domain by the system manifest.
+const COM2: IoPorts = IoPorts::new(0x2f8, 8);
+const COM2_IRQ: u32 = 3;
+/// Lines that may wait to be carried out; the peer has to wait for replies beyond.
+const LINES_MAX: usize = 16;
+/// How long the last reply before a power-off may take to leave.
+const FLUSH: Duration = Duration::from_millis(500);
+
+impl Registers for Ports {
+    fn read(&mut self, offset: u8) -> u8 {
+        self.0.read8(u16::from(offset))
+    }
+    fn write(&mut self, offset: u8, value: u8) {
+        self.0.write8(u16::from(offset), value);
+    }
+}
+struct Ports(IoPorts);
+
+/// Why there is no control socket.
+pub enum NoSocket {
+    Uart(NoUart),
+    Interrupt(DeviceError),
+}
+
+impl core::fmt::Display for NoSocket {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Uart(NoUart) => f.write_str("no serial port at 0x2f8"),
+            Self::Interrupt(e) => write!(f, "interrupt {COM2_IRQ} refused: {e:?}"),
+        }
+    }
+}
+
+/// A console that is followed.
+pub struct Follow {
+    pub domid: DomId,
+    pub name: String,
+    pub seq: u64,
+    pub next: Instant,
+}
+
+/// The serial port and the state of its one client.
+pub struct Socket {
+    uart: Uart<Ports>,
+    interrupt: Interrupt,
+    lines: Lines,
+    waiting: VecDeque<Line>,
+    pub subscribed: bool,
+    pub follow: Option<Follow>,
+    /// The machine ends with this code once the last reply is out, or at the time.
+    pub poweroff: Option<(u64, Instant)>,
+    /// The chip wants another look at once.
+    again: bool,
+}
+
+impl Socket {
+    /// Takes the port.
+    ///
+    /// # Errors
+    /// See [`NoSocket`].
+    pub fn open() -> Result<Self, NoSocket> {
+        let interrupt = Interrupt::of_pirq(COM2_IRQ).map_err(NoSocket::Interrupt)?;
+        let uart = Uart::new(Ports(COM2)).map_err(NoSocket::Uart)?;
+        Ok(Self {
+            uart,
+            interrupt,
+            lines: Lines::default(),
+            waiting: VecDeque::new(),
+            subscribed: false,
+            follow: None,
+            poweroff: None,
+            again: true,
+        })
+    }
+
+    pub const fn port(&self) -> Option<EvtchnPort> {
+        Some(self.interrupt.port())
+    }
+
+    /// When it wants attention without an interrupt.
+    pub fn deadline(&self) -> Option<Instant> {
+        let follow = self.follow.as_ref().map(|f| f.next);
+        let off = self.poweroff.map(|(_, at)| at);
+        follow.into_iter().chain(off).min()
+    }
+
+    /// Queues a line, or drops it whole and counts it.
+    pub fn send(&mut self, line: &str) {
+        self.uart.send(line.as_bytes());
+        self.again = true;
+    }
+
+    /// Moves bytes; answers whether there is more to do at once.
+    fn service(&mut self) -> bool {
+        if !self.interrupt.take_pending() && !self.again {
+            return false;
+        }
+        if self.waiting.len() >= LINES_MAX {
+            return true;
+        }
+        let Self { uart, lines, waiting, .. } = self;
+        self.again = uart.service(|byte| waiting.extend(lines.push(byte)));
+        if let Err(e) = self.interrupt.done() {
+            log::warn!("end of interrupt {COM2_IRQ} refused: {e:?}");
+        }
+        self.again
+    }
+}
+
+impl Control {
+    /// Moves bytes and carries out at most one line; answers whether there is more to do at once.
+    pub fn serve_socket(&mut self) -> bool {
+        let Some(socket) = &mut self.socket else { return false };
+        socket.service();
+        let line = socket.waiting.pop_front();
+        if let Some(line) = line {
+            let request = protocol::read(&line);
+            let reply = self.carry_out(&request);
+            if let Some(socket) = &mut self.socket {
+                socket.send(&reply);
+            }
+        }
+        self.follow_console();
+        let Some(socket) = &mut self.socket else { return false };
+        let lost = socket.uart.take_lost();
+        if lost > 0 {
+            log::warn!("control socket too slow: {lost} lines lost");
+            // It fits once the queue has drained; until then it is counted again.
+            let line = protocol::event("lost", |o| {
+                o.number("count", lost);
+            });
+            socket.send(&line);
+        }
+        socket.service();
+        if let Some((code, at)) = socket.poweroff
+            && (socket.uart.is_idle() || clock::now() >= at)
+        {
+            if let Err(e) = hypercall::poweroff(code) {
+                log::error!("POWEROFF refused: {e}");
+            }
+            socket.poweroff = None;
+        }
+        socket.again || !socket.waiting.is_empty()
+    }
+
+    /// Ends the machine once the reply is out.
+    pub fn power_off(&mut self, code: u64) {
+        if let Some(socket) = &mut self.socket {
+            socket.poweroff = Some((code, clock::now() + FLUSH));
+        }
+    }
+
+    /// Sends an event line to a subscriber.
+    pub fn tell(&mut self, name: &str, fill: impl FnOnce(&mut Object)) {
+        if let Some(socket) = self.socket.as_mut().filter(|s| s.subscribed) {
+            socket.send(&protocol::event(name, fill));
+        }
+    }
+
+    /// The one event that needs no subscription.
+    pub fn announce_ready(&mut self) {
+        if let Some(socket) = &mut self.socket {
+            socket.send(&protocol::event("ready", |o| {
+                o.number("version", protocol::VERSION);
+            }));
+        }
+    }
+
+    fn follow_console(&mut self) {
+        let Some(socket) = &mut self.socket else { return };
+        let now = clock::now();
+        let Some(follow) = socket.follow.as_mut().filter(|f| f.next <= now) else { return };
+        follow.next = now + FOLLOW;
+        let mut buffer = alloc::vec![0; TEXT_MAX as usize];
+        // Six bytes of JSON for one of text at worst.
+        if !socket.uart.has_room(buffer.len() * 6) {
+            return;
+        }
+        match hypercall::console_read(follow.domid, follow.seq, &mut buffer) {
+            Ok((_, 0)) => {}
+            Ok((first, len)) => {
+                let text = String::from_utf8_lossy(buffer.get(..len).unwrap_or_default());
+                follow.seq = first.saturating_add(len as u64);
+                let line = protocol::event("console", |o| {
+                    o.number("id", follow.domid.0).text("dom", &follow.name).number("seq", first).text("text", &text);
+                });
+                socket.send(&line);
+            }
+            Err(e) => {
+                log::warn!("console of {}: {e}", follow.name);
+                socket.follow = None;
+            }
+        }
+    }
+}

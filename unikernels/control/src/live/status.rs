@@ -1,0 +1,57 @@
+//! What everybody may read: `/xenolith/domain/N/…` and `/xenolith/history`. Nodes are written only where their value is another
+//! than before, so that watchers hear of changes and of nothing else.
+
+use super::Control;
+use super::boot::dom_info;
+use alloc::format;
+use control::report::{Kind, Snapshot};
+use libxenrt::{DomId, log};
+use xenstore::{Access, Path, Perm, Perms};
+
+/// Bytes of the history's node: what fits into one reply.
+const HISTORY_BYTES: usize = 4000;
+
+impl Control {
+    /// Writes the nodes of all domains that changed.
+    pub fn publish(&mut self) {
+        while let Some(domid) = self.dirty.pop_first() {
+            let info = match dom_info(domid) {
+                Ok(info) => info,
+                Err(e) => {
+                    log::warn!("DOM_INFO of domain {domid}: {e}");
+                    continue;
+                }
+            };
+            let nodes = self.snapshot(&info).nodes();
+            for (key, value) in nodes {
+                self.publish_node(&format!("/xenolith/domain/{domid}/{key}"), &value);
+            }
+        }
+        if core::mem::take(&mut self.history_dirty) {
+            let text = self.history.text(HISTORY_BYTES);
+            self.publish_node("/xenolith/history", &text);
+        }
+    }
+
+    /// All that is known of a domain.
+    pub fn snapshot<'a>(&'a self, info: &'a abi::xenolith::DomInfo) -> Snapshot<'a> {
+        let link = self.links.iter().find(|l| l.domid == info.domid);
+        Snapshot {
+            info,
+            kind: link.map_or(Kind::Control, |l| l.kind),
+            supervised: self.supervisor.get(info.domid),
+            last: self.history.last(info.domid),
+        }
+    }
+
+    fn publish_node(&mut self, path: &str, value: &str) {
+        if self.read(path).is_some_and(|old| old == value.as_bytes()) {
+            return;
+        }
+        let Ok(path) = Path::absolute(path) else { return };
+        let perms = Perms::single(Perm { access: Access::Read, domid: DomId::CONTROL });
+        if let Err(e) = self.store.preset(&path, perms, value.as_bytes()) {
+            log::warn!("{path} not published: {e}");
+        }
+    }
+}
