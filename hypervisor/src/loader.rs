@@ -9,7 +9,7 @@ use crate::mem::{self, ANYWHERE, BELOW_4G, LARGE_FRAMES};
 use crate::percpu;
 use crate::shared_frame::SharedFrame;
 use crate::vcpu::Vcpu;
-use crate::{device, image, lifecycle, permissions, smp};
+use crate::{device, events, image, lifecycle, permissions, smp};
 use abi::bundle::{self, Bundle, BundleError};
 use abi::{hvm, xenolith};
 use alloc::boxed::Box;
@@ -205,6 +205,7 @@ pub fn load(bundle: &Bundle<'static>) -> Result<(), String> {
         let name = bundle.name(d).unwrap_or("?");
         let domain = build(bundle, d, &mut placed).ok_or_else(|| alloc::format!("no memory for domain {name}"))?;
         domain::add(domain.clone());
+        events::add_domain(&domain);
         image::restore(&domain, false);
         lifecycle::prepare(&domain).map_err(|e| alloc::format!("domain {name} cannot be made: {e}"))?;
         log::info!(
