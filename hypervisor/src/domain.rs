@@ -133,8 +133,11 @@ pub struct Domain {
     pub watchdogs: Mutex<Watchdogs>,
     /// I/O permission map.
     pub iopm: Mfn,
-    /// Its RAM as it was given: first guest frame, first machine frame, count.
-    pub ram: Box<[(Gfn, Mfn, u64)]>,
+    /// Its RAM as it was given: first guest frame, first machine frame, count. What the domain has done to its map since is
+    /// the p2m's to know; a restart brings this back.
+    pub ram: Mutex<Vec<(Gfn, Mfn, u64)>>,
+    /// RAM that it has taken out of its map and not yet put back (`XENMEM_decrease_reservation`).
+    pub ballooned: Mutex<Vec<Mfn>>,
     /// HVM parameters by number.
     pub hvm_params: Mutex<[u64; hvm::NR_PARAMS as usize]>,
     /// `xenolith::state`.

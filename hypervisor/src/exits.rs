@@ -11,7 +11,7 @@ use crate::{cpuid, msr, run};
 use abi::xenolith::cause;
 use abi::{Errno, bundle};
 use alloc::sync::Arc;
-use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use core::sync::atomic::Ordering::SeqCst;
 use hv_svm::{Event, Exit, Io};
 
 /// What the run loop does next.
@@ -82,7 +82,6 @@ pub fn handle(domain: &Arc<Domain>, vcpu: &Arc<Vcpu>, context: &mut Context, exi
 
 fn vmmcall(domain: &Arc<Domain>, vcpu: &Arc<Vcpu>, context: &mut Context, rip: u64) -> Next {
     context.advance(Exit::Vmmcall.instruction_len());
-    domain.counters.hypercalls.fetch_add(1, Relaxed);
     let long = context.is_long();
     let mem = GuestMem::new(domain, paging(context));
     let (regs, save) = (context.regs, &context.vmcb().save);

@@ -3,7 +3,9 @@
 
 use crate::domain::{Domain, Segment};
 use crate::mem;
-use abi::{PAGE_SIZE, bundle};
+use abi::{Errno, PAGE_SIZE, bundle};
+use alloc::vec::Vec;
+use hv_core::frames::Owner;
 use hv_core::{Gfn, Mfn};
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -38,11 +40,13 @@ fn sorted(image: &[Segment]) -> impl Iterator<Item = &Segment> {
 
 /// Runs of machine memory behind a span of guest memory, each with its guest-physical start.
 fn runs(domain: &Domain, span: Span) -> impl Iterator<Item = (u64, *mut u8, usize)> {
-    domain.ram.iter().filter_map(move |&(gfn, mfn, pages): &(Gfn, Mfn, u64)| {
+    let ram = domain.ram.lock();
+    let part = |&(gfn, mfn, pages): &Run| {
         let start = span.start.max(gfn.addr());
         let end = span.end.min(gfn.addr() + pages * PAGE);
         (start < end).then(|| (start, mem::direct(mfn.addr() + (start - gfn.addr())), (end - start) as usize))
-    })
+    };
+    ram.iter().filter_map(part).collect::<Vec<_>>().into_iter()
 }
 
 fn zero(domain: &Domain, span: Span) {
@@ -61,4 +65,48 @@ fn copy(domain: &Domain, segment: &Segment) {
             unsafe { mem::copy_bytes(at, from.as_ptr(), len) };
         }
     }
+}
+
+/// A run of RAM: first guest frame, first machine frame, count.
+type Run = (Gfn, Mfn, u64);
+
+/// Before a restart: puts a fresh frame in the place of each that another domain still maps or copies. So what a peer does by
+/// a grant of the old instance never reaches the new one; the old frame is free when the peer lets go.
+///
+/// # Errors
+/// `ENOMEM`; the RAM is whole all the same.
+pub fn renew_pinned(domain: &Domain) -> Result<(), Errno> {
+    let owner = Owner::Domain(domain.id);
+    let mut ram = domain.ram.lock();
+    let mut frames = mem::frames();
+    let pinned = |&(_, mfn, pages): &Run| (0..pages).any(|n| frames.pins(Mfn(mfn.0 + n)) != 0);
+    if !ram.iter().any(pinned) {
+        return Ok(());
+    }
+    let mut renewed: Vec<Run> = Vec::with_capacity(ram.len() + 4);
+    let mut result = Ok(());
+    for &(gfn, mfn, pages) in ram.iter() {
+        for n in 0..pages {
+            let (at, mut frame) = (Gfn(gfn.0 + n), Mfn(mfn.0 + n));
+            if frames.pins(frame) != 0 {
+                match frames.allocate(owner, mem::ANYWHERE) {
+                    Ok(fresh) => {
+                        // SAFETY: a fresh frame of the domain's, which nobody has seen yet.
+                        unsafe { mem::zero_bytes(mem::direct(fresh.addr()), PAGE_SIZE) };
+                        if let Err(e) = frames.release(frame, owner) {
+                            panic!("RAM of {} is not its own: {e:?}", domain.name);
+                        }
+                        frame = fresh;
+                    }
+                    Err(_) => result = Err(Errno::ENOMEM),
+                }
+            }
+            match renewed.last_mut() {
+                Some((first, to, count)) if first.0 + *count == at.0 && to.0 + *count == frame.0 => *count += 1,
+                _ => renewed.push((at, frame, 1)),
+            }
+        }
+    }
+    *ram = renewed;
+    result
 }

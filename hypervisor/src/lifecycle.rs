@@ -5,11 +5,11 @@
 
 use crate::domain::{self, Domain, pause};
 use crate::vcpu::{Vcpu, state};
-use crate::{deadlines, device, events, image, run, time};
+use crate::{deadlines, device, events, grants, hypercall, image, run, time};
 use abi::xenolith::{self, DomOp, Event, cause};
 use abi::{DomId, Errno, bundle, hvm};
 use alloc::sync::Arc;
-use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use hv_core::lifecycle::EventQueue;
 use hv_npt::Rights;
 use spin::Mutex;
@@ -121,6 +121,7 @@ pub fn prepare(domain: &Arc<Domain>) -> Result<(), &'static str> {
     }
     *domain.watchdogs.lock() = hv_core::watchdog::Watchdogs::default();
     events::prepare(domain).map_err(|_| "its port limit leaves no room for the store and console ports")?;
+    grants::prepare(domain).map_err(|_| "there is no room for its grant table")?;
     device::attach(domain).map_err(|_| "there is no memory for its device's tables")?;
     let root = domain.p2m.lock().root();
     for vcpu in &domain.vcpus {
@@ -133,8 +134,19 @@ pub fn prepare(domain: &Arc<Domain>) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// System time at which the first domain was entered; 0 before.
+static BOOT_NS: AtomicU64 = AtomicU64::new(0);
+
+/// See [`BOOT_NS`].
+#[must_use]
+pub fn boot_ns() -> u64 {
+    BOOT_NS.load(Relaxed)
+}
+
 /// Lets a prepared domain run.
 pub fn enter(domain: &Domain) {
+    // Only the first counts.
+    let _ = BOOT_NS.compare_exchange(0, time::now_ns(), Relaxed, Relaxed);
     domain.state.store(xenolith::state::RUNNING, SeqCst);
     domain.paused.store(0, SeqCst);
     if let Some(vcpu) = domain.vcpu(0) {
@@ -148,7 +160,8 @@ fn restore_p2m(domain: &Domain) -> Result<(), Errno> {
     let mut p2m = domain.p2m.lock();
     let beyond = domain.mem_frames();
     replaced |= p2m.unmap(hv_core::Gfn(beyond), GUEST_FRAMES - beyond).map_err(|_| Errno::ENOMEM)?.replaced;
-    for &(gfn, mfn, pages) in &domain.ram {
+    domain.ballooned.lock().clear();
+    for &(gfn, mfn, pages) in domain.ram.lock().iter() {
         replaced |= p2m.map(gfn, mfn, pages, Rights::RWX).map_err(|_| Errno::ENOMEM)?.replaced;
     }
     drop(p2m);
@@ -201,6 +214,9 @@ fn restart_phases(domain: &Arc<Domain>, op: &mut DomOp, phase: &mut impl FnMut()
     op.stop_ns = phase();
     device::contain(domain.id);
     op.device_ns = phase();
+    grants::take_back_all(domain);
+    hypercall::forget_registrations(domain);
+    image::renew_pinned(domain)?;
     restore_p2m(domain)?;
     op.unbind_ns = phase();
     image::restore(domain, true);

@@ -9,7 +9,7 @@ use crate::mem::{self, ANYWHERE, BELOW_4G, LARGE_FRAMES};
 use crate::percpu;
 use crate::shared_frame::SharedFrame;
 use crate::vcpu::Vcpu;
-use crate::{device, events, image, lifecycle, permissions, smp};
+use crate::{device, events, grants, image, lifecycle, permissions, smp};
 use abi::bundle::{self, Bundle, BundleError};
 use abi::{hvm, xenolith};
 use alloc::boxed::Box;
@@ -112,7 +112,7 @@ fn segments(bundle: &Bundle<'static>, d: &bundle::Domain) -> Box<[Segment]> {
 }
 
 /// RAM for a domain: 2 MiB runs below 4 GiB, then anywhere, then single frames.
-fn ram(d: &bundle::Domain) -> Option<Box<[(Gfn, Mfn, u64)]>> {
+fn ram(d: &bundle::Domain) -> Option<Vec<(Gfn, Mfn, u64)>> {
     let owner = Owner::Domain(d.domid);
     let mut runs: Vec<(Gfn, Mfn, u64)> = Vec::new();
     let (mut at, end) = (0, u64::from(d.mem_pages));
@@ -134,7 +134,7 @@ fn ram(d: &bundle::Domain) -> Option<Box<[(Gfn, Mfn, u64)]>> {
         }
         at += pages;
     }
-    Some(runs.into_boxed_slice())
+    Some(runs)
 }
 
 /// CPU for the n-th vCPU of all: the driver domains first, then round about, as the mask allows.
@@ -179,7 +179,8 @@ fn build(bundle: &Bundle<'static>, d: &'static bundle::Domain, placed: &mut u32)
         grant_frames: Mutex::new(Vec::new()),
         watchdogs: Mutex::new(Watchdogs::default()),
         iopm,
-        ram,
+        ram: Mutex::new(ram),
+        ballooned: Mutex::new(Vec::new()),
         hvm_params: Mutex::new([0; hvm::NR_PARAMS as usize]),
         state: AtomicU32::new(xenolith::state::RUNNING),
         paused: AtomicU32::new(pause::BUILDING),
@@ -206,6 +207,7 @@ pub fn load(bundle: &Bundle<'static>) -> Result<(), String> {
         let domain = build(bundle, d, &mut placed).ok_or_else(|| alloc::format!("no memory for domain {name}"))?;
         domain::add(domain.clone());
         events::add_domain(&domain);
+        grants::add_domain(&domain);
         image::restore(&domain, false);
         lifecycle::prepare(&domain).map_err(|e| alloc::format!("domain {name} cannot be made: {e}"))?;
         log::info!(

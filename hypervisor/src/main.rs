@@ -11,7 +11,7 @@ macro_rules! rooms {
     ($($name:ident)*) => { $(#[cfg(target_os = "none")] mod $name;)* };
 }
 rooms! {
-    acpi apic boot console context cpu cpuid deadlines device domain events exits guest_mem heap hypercall image ioapic iommu irq
+    acpi apic boot console context cpu cpuid deadlines device domain events exits grants guest_mem heap hypercall image ioapic iommu irq
     lifecycle loader mem msr paging panic pci percpu permissions power run shared_frame smp start time traps vcpu
 }
 #[cfg(target_os = "none")]

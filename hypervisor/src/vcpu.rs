@@ -92,6 +92,14 @@ pub struct VcpuInfo {
 }
 
 impl VcpuInfo {
+    /// All of it, as it is now.
+    #[must_use]
+    pub fn bytes(&self) -> [u8; vcpu_info::SIZE] {
+        let mut bytes = [0; vcpu_info::SIZE];
+        let inside = self.frame.read(self.offset, &mut bytes);
+        debug_assert!(inside, "no vcpu_info crosses a page");
+        bytes
+    }
     /// The flag byte at `field` ([`vcpu_info`]).
     #[must_use]
     pub fn byte(&self, field: usize) -> Option<&AtomicU8> {

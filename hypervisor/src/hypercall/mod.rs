@@ -1,10 +1,33 @@
 //! Hypercalls: who calls, and the way to the handler.
+//!
+//! `hv_core::args` decodes, one file here per call does it in the caller's name. What is refused has changed nothing. The
+//! first refusal of each command as unknown or not permitted is logged, the rest is only answered, so that a domain cannot
+//! fill the log with them.
 
-use crate::domain::Domain;
+mod console_io;
+mod event_channel;
+mod grant_copy;
+mod grant_table;
+mod hvm;
+mod memory;
+mod multicall;
+mod physdev;
+mod sched;
+mod vcpu;
+mod version;
+mod xenolith;
+
+pub use vcpu::forget_registrations;
+
+use crate::domain::{self, Domain};
 use crate::guest_mem::GuestMem;
 use crate::vcpu::Vcpu;
-use abi::Errno;
+use abi::{DomId, Errno, hypercall};
+use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
+use core::sync::atomic::Ordering::Relaxed;
+use hv_core::args::GuestBytes;
+use spin::Mutex;
 
 /// Who makes a hypercall. Everything a handler may do, it does in this name.
 #[derive(Clone, Copy, Debug)]
@@ -28,8 +51,73 @@ pub struct Call {
     pub args: [u64; 5],
 }
 
+impl GuestBytes for GuestMem<'_> {
+    fn copy_in(&self, addr: u64, to: &mut [u8]) -> Result<(), Errno> {
+        self.read_bytes(addr, to)
+    }
+}
+
+impl Caller<'_> {
+    /// The domain that an argument means, with `DOMID_SELF` resolved.
+    fn resolve(&self, dom: DomId) -> DomId {
+        if dom == DomId::SELF { self.domain.id } else { dom }
+    }
+
+    /// An argument that may only mean the caller.
+    ///
+    /// # Errors
+    /// `ESRCH` where there is no such domain, `EPERM` where it is another.
+    fn only_self(&self, dom: DomId) -> Result<(), Errno> {
+        match self.resolve(dom) {
+            dom if dom == self.domain.id => Ok(()),
+            dom if domain::find(dom).is_some() => Err(Errno::EPERM),
+            _ => Err(Errno::ESRCH),
+        }
+    }
+}
+
 /// Does what `call` asks for and gives the value for RAX.
 pub fn dispatch(caller: &Caller<'_>, call: Call) -> i64 {
-    log::warn!("{} called {} at {:#x}, which is not implemented", caller.domain.name, call.number, caller.rip);
-    Errno::ENOSYS.to_return()
+    let [cmd, arg, ..] = call.args;
+    let result = match call.number {
+        hypercall::MEMORY_OP => memory::call(caller, cmd, arg),
+        hypercall::MULTICALL => multicall::call(caller, cmd, arg),
+        hypercall::XEN_VERSION => version::call(caller, cmd, arg),
+        hypercall::CONSOLE_IO => console_io::call(caller, call.args),
+        hypercall::GRANT_TABLE_OP => grant_table::call(caller, call.args),
+        hypercall::VCPU_OP => vcpu::call(caller, call.args),
+        hypercall::SCHED_OP => sched::call(caller, cmd, arg),
+        hypercall::EVENT_CHANNEL_OP => event_channel::call(caller, cmd, arg),
+        hypercall::PHYSDEV_OP => physdev::call(caller, cmd, arg),
+        hypercall::HVM_OP => hvm::call(caller, cmd, arg),
+        hypercall::XENOLITH_OP => xenolith::call(caller, cmd, arg),
+        _ => Err(Errno::ENOSYS),
+    };
+    caller.domain.counters.hypercalls.fetch_add(1, Relaxed);
+    match result {
+        Ok(value) => value,
+        Err(e) => {
+            if matches!(e, Errno::ENOSYS | Errno::EPERM) && first_refusal(caller.domain.id, call.number, cmd) {
+                let name = &caller.domain.name;
+                log::warn!("{name}: hypercall {} command {cmd:#x} at {:#x} refused: {e}", call.number, caller.rip);
+            }
+            e.to_return()
+        }
+    }
+}
+
+/// Numbers and commands beyond these share the last place.
+const SEEN_NUMBERS: usize = 64;
+const SEEN_COMMANDS: u64 = 63;
+static SEEN: Mutex<BTreeMap<DomId, [u64; SEEN_NUMBERS]>> = Mutex::new(BTreeMap::new());
+
+/// Whether a domain is refused this command for the first time.
+fn first_refusal(dom: DomId, number: u64, cmd: u64) -> bool {
+    let mut seen = SEEN.lock();
+    let words = seen.entry(dom).or_insert([0; SEEN_NUMBERS]);
+    let Some(word) = words.get_mut((number as usize).min(SEEN_NUMBERS - 1)) else { return false };
+    let bit = 1 << cmd.min(SEEN_COMMANDS);
+    let first = *word & bit == 0;
+    *word |= bit;
+    first
 }

@@ -1,0 +1,172 @@
+//! `memory_op`: shared pages into and out of a domain's physical map, holes in its RAM, and its memory map.
+//!
+//! RAM is given to a domain once and for all: a frame taken out of the map by `decrease_reservation` stays the domain's and
+//! is put back by `populate_physmap`, wherever it wants one. So ballooning makes room for mappings, and a restart always has
+//! the memory it needs.
+
+use super::Caller;
+use crate::domain::Domain;
+use crate::shared_frame::SharedFrame;
+use crate::{grants, iommu, mem, run};
+use abi::memory::{
+    AddToPhysmap, E820Entry, MAPSPACE_GRANT_TABLE, MAPSPACE_SHARED_INFO, MemoryMap, MemoryReservation,
+};
+use abi::{Errno, PAGE_SIZE, bundle::special};
+use hv_core::args::{BATCH_MAX, Batch, MemoryOp as Op};
+use hv_core::frames::Owner;
+use hv_core::{Dfn, Gfn, Mfn};
+use hv_npt::{MapError, Rights};
+
+/// `E820_RAM` and `E820_RESERVED`.
+const RAM: u32 = 1;
+const RESERVED: u32 = 2;
+
+pub fn call(caller: &Caller<'_>, cmd: u64, arg: u64) -> Result<i64, Errno> {
+    let domain = caller.domain;
+    match Op::decode(cmd, arg, 1, &caller.mem)? {
+        Op::AddToPhysmap(op) => {
+            caller.only_self(op.domid)?;
+            add_to_physmap(domain, &op).map(|()| 0)
+        }
+        Op::RemoveFromPhysmap(op) => {
+            caller.only_self(op.domid)?;
+            remove_from_physmap(domain, Gfn(op.gpfn)).map(|()| 0)
+        }
+        Op::MemoryMap(op) => memory_map(caller, arg, op).map(|()| 0),
+        Op::Decrease(op) => each_extent(caller, &op, |gfns| decrease(domain, gfns)),
+        Op::Populate(op) => each_extent(caller, &op, |gfns| populate(domain, gfns)),
+    }
+}
+
+fn add_to_physmap(domain: &Domain, op: &AddToPhysmap) -> Result<(), Errno> {
+    let frame = match op.space {
+        MAPSPACE_SHARED_INFO if op.idx == 0 => domain.shared_info,
+        MAPSPACE_GRANT_TABLE => {
+            let index = u32::try_from(op.idx).map_err(|_| Errno::EINVAL)?;
+            grants::grow(domain, index.checked_add(1).ok_or(Errno::EINVAL)?)?;
+            *domain.grant_frames.lock().get(index as usize).ok_or(Errno::EINVAL)?
+        }
+        _ => return Err(Errno::EINVAL),
+    };
+    let mut p2m = domain.p2m.lock();
+    match p2m.lookup(Gfn(op.gpfn)) {
+        Some(leaf) if leaf.mfn == frame.mfn() => return Ok(()),
+        Some(_) => return Err(Errno::EEXIST),
+        None => {}
+    }
+    // The place was empty: there is nothing to flush.
+    p2m.map(Gfn(op.gpfn), frame.mfn(), 1, Rights::READ | Rights::WRITE).map(|_| ()).map_err(errno)
+}
+
+/// Only what [`add_to_physmap`] put there: RAM goes by `decrease_reservation`, grants by their handles, registers never.
+fn remove_from_physmap(domain: &Domain, gfn: Gfn) -> Result<(), Errno> {
+    let mut p2m = domain.p2m.lock();
+    let leaf = p2m.lookup(gfn).ok_or(Errno::ENOENT)?;
+    let ours = leaf.mfn == domain.shared_info.mfn()
+        || domain.grant_frames.lock().iter().any(|f: &SharedFrame| f.mfn() == leaf.mfn);
+    if !ours {
+        return Err(Errno::EINVAL);
+    }
+    // The frames stay the hypervisor's for ever; only the guest's view changes.
+    let _flushed_below = p2m.unmap(gfn, 1).map_err(errno)?;
+    drop(p2m);
+    run::flush_tlb(domain);
+    domain.p2m.lock().reclaim();
+    Ok(())
+}
+
+const fn errno(e: MapError) -> Errno {
+    match e {
+        MapError::NoMemory => Errno::ENOMEM,
+        MapError::Range { .. } => Errno::EINVAL,
+    }
+}
+
+fn memory_map(caller: &Caller<'_>, arg: u64, mut op: MemoryMap) -> Result<(), Errno> {
+    let page = PAGE_SIZE as u64;
+    let ram = caller.domain.special_gfn(special::CONSOLE).addr();
+    let map = [
+        E820Entry { addr: 0, size: ram, kind: RAM },
+        E820Entry { addr: ram, size: u64::from(special::CONSOLE) * page, kind: RESERVED },
+    ];
+    let room = op.nr_entries as usize;
+    for (n, entry) in map.iter().take(room).enumerate() {
+        let at = op.buffer.checked_add((n * size_of::<E820Entry>()) as u64).ok_or(Errno::EFAULT)?;
+        caller.mem.write(at, entry)?;
+    }
+    op.nr_entries = room.min(map.len()) as u32;
+    caller.mem.write(arg, &op)
+}
+
+/// Calls `f` with the guest frames of a reservation, some at a time, until it does fewer; gives how many it did. Only
+/// extents of one page.
+fn each_extent(
+    caller: &Caller<'_>,
+    op: &MemoryReservation,
+    mut f: impl FnMut(&[Gfn]) -> usize,
+) -> Result<i64, Errno> {
+    caller.only_self(op.domid)?;
+    if op.extent_order != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let count = u32::try_from(op.nr_extents).ok().filter(|&n| n <= BATCH_MAX).ok_or(Errno::E2BIG)?;
+    let mut gfns = heapless::Vec::<Gfn, { BATCH_MAX as usize }>::new();
+    for at in (Batch { addr: op.extent_start, count }).entries(size_of::<u64>())? {
+        // Never full: the count was checked.
+        let _fits = gfns.push(Gfn(caller.mem.read(at)?));
+    }
+    Ok(f(&gfns) as i64)
+}
+
+/// Takes frames of RAM out of the map, up to the first that is none or is in use by another domain.
+fn decrease(domain: &Domain, gfns: &[Gfn]) -> usize {
+    let mut p2m = domain.p2m.lock();
+    let mut out = heapless::Vec::<Mfn, { BATCH_MAX as usize }>::new();
+    for &gfn in gfns {
+        let Some(leaf) = p2m.lookup(gfn) else { break };
+        let mine = {
+            let frames = mem::frames();
+            frames.owner(leaf.mfn) == Some(Owner::Domain(domain.id)) && frames.pins(leaf.mfn) == 0
+        };
+        if !mine || iommu::unmap(domain.id, Dfn(gfn.0), 1).is_err() {
+            break;
+        }
+        if p2m.unmap(gfn, 1).is_err() {
+            // The tables for it are there, so it can be put back.
+            let _mapped = iommu::map(domain.id, Dfn(gfn.0), leaf.mfn, 1, Rights::READ | Rights::WRITE);
+            break;
+        }
+        // Never full: there are no more guest frames than that.
+        let _fits = out.push(leaf.mfn);
+    }
+    drop(p2m);
+    run::flush_tlb(domain);
+    iommu::flush(domain.id);
+    domain.p2m.lock().reclaim();
+    domain.ballooned.lock().extend_from_slice(&out);
+    out.len()
+}
+
+/// Puts frames that were taken out into holes of the map, cleared, up to the first place that is none.
+fn populate(domain: &Domain, gfns: &[Gfn]) -> usize {
+    let mut p2m = domain.p2m.lock();
+    let mut ballooned = domain.ballooned.lock();
+    let rights = Rights::READ | Rights::WRITE;
+    let mut done = 0;
+    for &gfn in gfns {
+        let Some(&mfn) = ballooned.last() else { break };
+        // SAFETY: a frame of the domain that is in no page table; a guest's frame holds no Rust values.
+        unsafe { SharedFrame::from_mfn(mfn) }.zero();
+        if p2m.lookup(gfn).is_some() || p2m.map(gfn, mfn, 1, rights).is_err() {
+            break;
+        }
+        ballooned.pop();
+        done += 1;
+        if iommu::map(domain.id, Dfn(gfn.0), mfn, 1, rights).is_err() {
+            log::warn!("{}: no memory to let its devices reach frame {gfn}", domain.name);
+            break;
+        }
+    }
+    iommu::flush(domain.id);
+    done
+}

@@ -1,0 +1,88 @@
+//! `vcpu_op`: a vCPU's timer, where its `vcpu_info` is, and whether it runs.
+
+use super::Caller;
+use crate::domain::Domain;
+use crate::vcpu::{Vcpu, state};
+use crate::{deadlines, events, mem, time};
+use abi::shared::vcpu_info;
+use abi::vcpu::{RegisterVcpuInfo, SSHOTTMR_FUTURE};
+use abi::{Errno, PAGE_SIZE};
+use alloc::sync::Arc;
+use core::sync::atomic::Ordering::SeqCst;
+use hv_core::args::VcpuOp as Op;
+use hv_core::frames::Owner;
+use hv_core::timer::Kind;
+use hv_core::{Gfn, Mfn};
+
+pub fn call(caller: &Caller<'_>, [cmd, id, arg, ..]: [u64; 5]) -> Result<i64, Errno> {
+    let id = u32::try_from(id).map_err(|_| Errno::ENOENT)?;
+    let vcpu = caller.domain.vcpu(id).ok_or(Errno::ENOENT)?;
+    let own = || if vcpu.id == caller.vcpu.id { Ok(()) } else { Err(Errno::EINVAL) };
+    match Op::decode(cmd, arg, 1, &caller.mem)? {
+        // Only the first is ever ready to run: VCPUOP_initialise is not there.
+        Op::Up => if vcpu.state.load(SeqCst) == state::DOWN { Err(Errno::EINVAL) } else { Ok(0) },
+        Op::Down => {
+            own()?;
+            caller.vcpu.state.store(state::DOWN, SeqCst);
+            Ok(0)
+        }
+        Op::IsUp => Ok((vcpu.state.load(SeqCst) != state::DOWN).into()),
+        Op::StopPeriodicTimer => Ok(0),
+        Op::SetSingleshotTimer(op) => {
+            own()?;
+            if op.flags & SSHOTTMR_FUTURE != 0 && op.timeout_abs_ns < time::now_ns() {
+                return Err(Errno::ETIME);
+            }
+            deadlines::set(vcpu, Kind::Timer, Some(op.timeout_abs_ns));
+            Ok(0)
+        }
+        Op::StopSingleshotTimer => {
+            own()?;
+            deadlines::set(vcpu, Kind::Timer, None);
+            Ok(0)
+        }
+        Op::RegisterVcpuInfo(op) => register_info(caller.domain, caller.vcpu, vcpu, &op).map(|()| 0),
+        Op::GetRunstateInfo(_) | Op::RegisterRunstateArea(_) | Op::RegisterTimeArea(_) => Err(Errno::ENOSYS),
+    }
+}
+
+/// Moves a vCPU's `vcpu_info` to a page of its domain, once; the page is pinned there until the domain restarts.
+fn register_info(domain: &Domain, caller: &Vcpu, vcpu: &Arc<Vcpu>, op: &RegisterVcpuInfo) -> Result<(), Errno> {
+    let offset = op.offset as usize;
+    let others = vcpu.id != caller.id && vcpu.state.load(SeqCst) != state::DOWN;
+    if offset > PAGE_SIZE - vcpu_info::SIZE || offset % 8 != 0 || others || vcpu.info_addr.load(SeqCst) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let p2m = domain.p2m.lock();
+    let frame = p2m.writable(Gfn(op.mfn)).ok_or(Errno::EINVAL)?;
+    let old = vcpu.info(domain).map_or([0; vcpu_info::SIZE], |info| info.bytes());
+    mem::frames().pin(frame.mfn(), Owner::Domain(domain.id)).map_err(|_| Errno::EINVAL)?;
+    let written = frame.write(offset, &old);
+    debug_assert!(written, "the structure was checked to lie inside the page");
+    let addr = frame.mfn().addr() + offset as u64;
+    if vcpu.info_addr.compare_exchange(0, addr, SeqCst, SeqCst).is_err() {
+        unpin(frame.mfn());
+        return Err(Errno::EINVAL);
+    }
+    drop(p2m);
+    vcpu.write_clock(domain);
+    // What came between the copy and the move may be in the old place only: look at everything once.
+    events::reselect(domain, vcpu);
+    Ok(())
+}
+
+fn unpin(mfn: Mfn) {
+    if let Err(e) = mem::frames().unpin(mfn) {
+        panic!("pin of frame {mfn} lost: {e:?}");
+    }
+}
+
+/// Lets go of what a domain's vCPUs have registered: it is being restarted, and none of them runs.
+pub fn forget_registrations(domain: &Domain) {
+    for vcpu in &domain.vcpus {
+        let addr = vcpu.info_addr.swap(0, SeqCst);
+        if addr != 0 {
+            unpin(Mfn::containing(addr));
+        }
+    }
+}
