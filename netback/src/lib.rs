@@ -21,8 +21,16 @@
 extern crate alloc;
 
 pub mod firewall;
+#[allow(dead_code)]
+mod frames;
+#[allow(dead_code)]
+mod headers;
 pub mod nic;
+#[allow(dead_code)]
+mod offload;
 mod platform;
+#[allow(dead_code)]
+mod pool;
 mod ports;
 pub mod switch;
 

@@ -117,6 +117,11 @@ impl<M: SharedMem, const N: usize, const REQ: usize, const RSP: usize> BackRing<
         &self.id
     }
 
+    /// Lets go of the ring and gives its memory back.
+    pub fn into_mem(self) -> M {
+        self.mem
+    }
+
     /// Requests taken and not yet answered.
     pub fn in_flight(&self) -> u32 {
         self.req_cons.wrapping_sub(self.rsp_prod)
