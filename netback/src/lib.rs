@@ -33,6 +33,11 @@ mod platform;
 mod pool;
 mod ports;
 pub mod switch;
+#[allow(dead_code)]
+mod rx;
+#[allow(dead_code)]
+mod tx;
 
 pub use platform::{Area, Platform, Store, StoreError};
 pub use ports::{Fabric, PortId, PortSet};
+pub use tx::VifFault;
