@@ -41,6 +41,8 @@ pub(crate) struct Origin {
     pub index: u32,
     /// Slots, extra infos included.
     pub count: u32,
+    /// Buffers that were taken for it.
+    pub buffers: usize,
 }
 
 /// A frame.
@@ -50,6 +52,8 @@ pub(crate) struct Frame {
     pub offload: Offload,
     pub from: PortId,
     pub origin: Option<Origin>,
+    /// Its checksum fields have the form that a segmenting NIC wants.
+    pub nic_form: bool,
     /// The frame this one is a segment of; held until this one is gone.
     pub parent: Option<FrameId>,
     refs: u16,
@@ -58,7 +62,17 @@ pub(crate) struct Frame {
 
 impl Frame {
     pub fn new(chunks: Chunks, len: u32, offload: Offload, from: PortId) -> Self {
-        Self { chunks, len, offload, from, origin: None, parent: None, refs: 1, delivered: false }
+        Self { chunks, len, offload, from, origin: None, nic_form: false, parent: None, refs: 1, delivered: false }
+    }
+
+    /// Of a vif, whose slots are answered when the frame is done.
+    pub fn with_origin(self, origin: Option<Origin>) -> Self {
+        Self { origin, ..self }
+    }
+
+    /// A segment of `parent`, which the caller holds for it.
+    pub fn part_of(self, parent: FrameId) -> Self {
+        Self { parent: Some(parent), ..self }
     }
 }
 
@@ -122,11 +136,6 @@ impl Frames {
         }
     }
 
-    /// Holders there are.
-    pub fn holders(&self, id: FrameId) -> u16 {
-        self.get(id).map_or(0, |frame| frame.refs)
-    }
-
     /// A holder is done; `delivered` tells whether it passed the frame on.
     pub fn release<A: Area>(&mut self, pool: &mut Pool<A>, id: FrameId, delivered: bool) {
         let mut next = Some((id, delivered));
@@ -170,21 +179,19 @@ mod tests {
         let mut pool = pool(2, 0);
         let mut frames = Frames::new(2);
         let chunks = frame(&mut pool, b"abc", &[3]);
-        let origin = Origin { vif: 1, epoch: 7, index: 9, count: 2 };
-        let whole = Frame { origin: Some(origin), ..Frame::new(chunks, 3, Offload::default(), PortId::UPLINK) };
+        let origin = Origin { vif: 1, epoch: 7, index: 9, count: 2, buffers: 1 };
+        let whole = Frame::new(chunks, 3, Offload::default(), PortId::UPLINK).with_origin(Some(origin));
         let id = frames.put(&mut pool, whole).unwrap();
         frames.hold(id);
-        let part = Frame {
-            parent: Some(id),
-            ..Frame::new(frame(&mut pool, b"a", &[1]), 1, Offload::default(), PortId::UPLINK)
-        };
+        let part = frame(&mut pool, b"a", &[1]);
+        let part = Frame::new(part, 1, Offload::default(), PortId::UPLINK).part_of(id);
         frames.hold(id);
         let part = frames.put(&mut pool, part).unwrap();
         frames.release(&mut pool, id, false);
         frames.release(&mut pool, id, false);
-        assert_eq!((frames.take_due(), pool.free_small()), (vec![], 2), "the segment still holds it");
+        assert_eq!((frames.take_due(), pool.out()), (vec![], 2), "the segment still holds it");
         frames.release(&mut pool, part, true);
-        assert_eq!((frames.take_due(), pool.free_small(), frames.room()), (vec![(origin, true)], 4, 2));
+        assert_eq!((frames.take_due(), pool.out(), frames.room()), (vec![(origin, true)], 0, 2));
         frames.release(&mut pool, id, true);
         assert_eq!(frames.take_due(), vec![], "released once too often, answered once");
     }

@@ -20,24 +20,23 @@
 
 extern crate alloc;
 
+mod backend;
 pub mod firewall;
-#[allow(dead_code)]
 mod frames;
-#[allow(dead_code)]
 mod headers;
+mod negotiate;
 pub mod nic;
-#[allow(dead_code)]
 mod offload;
 mod platform;
-#[allow(dead_code)]
 mod pool;
 mod ports;
-pub mod switch;
-#[allow(dead_code)]
 mod rx;
-#[allow(dead_code)]
+pub mod switch;
 mod tx;
+mod vif;
 
+pub use backend::{Backend, BackendStats, Config, Parts, Turn, VifStatus};
 pub use platform::{Area, Platform, Store, StoreError};
 pub use ports::{Fabric, PortId, PortSet};
 pub use tx::VifFault;
+pub use vif::VifStats;

@@ -9,17 +9,14 @@ use ring::SharedMem;
 
 /// Grants, events and time.
 pub trait Platform {
-    /// A frontend's ring page, mapped.
+    /// A frontend's ring page, mapped; dropping it takes the mapping away.
     type Page: SharedMem;
 
-    /// Maps a page granted by `dom`, writable.
+    /// Maps two pages granted by `dom`, writable; both or none.
     ///
     /// # Errors
-    /// The grant does not permit it.
-    fn map(&mut self, dom: DomId, gref: GrantRef) -> Result<Self::Page, Errno>;
-
-    /// Undoes [`map`](Self::map).
-    fn unmap(&mut self, page: Self::Page);
+    /// A grant does not permit it.
+    fn map(&mut self, dom: DomId, grefs: [GrantRef; 2]) -> Result<[Self::Page; 2], Errno>;
 
     /// Binds to `dom`'s port (`EVTCHNOP_bind_interdomain`); events of the local port wake the domain.
     ///

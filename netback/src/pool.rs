@@ -49,14 +49,14 @@ impl<A: Area> Pool<A> {
         Self { area, large, free_large: bufs(0, large), free_small: bufs(large, count), out: alloc::vec![false; count] }
     }
 
-    /// Small buffers that are free.
-    pub fn free_small(&self) -> usize {
-        self.free_small.len()
-    }
-
     /// Buffers in all.
     pub fn len(&self) -> usize {
         self.out.len()
+    }
+
+    /// Buffers that are out.
+    pub fn out(&self) -> usize {
+        self.len().saturating_sub(self.free_large.len()).saturating_sub(self.free_small.len())
     }
 
     /// A buffer for `len` bytes (at most a page): a small one where it fits and there is one.
