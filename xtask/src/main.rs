@@ -14,6 +14,7 @@ mod run;
 mod setup;
 mod signals;
 mod table;
+mod test;
 mod units;
 
 use anyhow::Result;
@@ -34,6 +35,8 @@ enum Command {
     Run(run::Args),
     /// Ask and steer the machine that runs: list, stats, log, console, restart, crash, history, …
     Ctl(ctl::Args),
+    /// Run all tests: host tests, properties, crash points, models, QEMU scenarios
+    Test(test::Args),
 }
 
 fn main() -> std::process::ExitCode {
@@ -50,6 +53,7 @@ fn dispatch(command: Command) -> Result<std::process::ExitCode> {
     signals::install()?;
     match command {
         Command::Run(args) => run::run(&args),
+        Command::Test(args) => test::run(&args),
         Command::Ctl(args) => ctl::run(&args),
         Command::Build(args) => image::run(&args).map(|()| std::process::ExitCode::SUCCESS),
     }

@@ -38,6 +38,8 @@ pub struct Endpoint {
     next_advertisement: Option<Instant>,
     pace: Option<Duration>,
     next_probe: Instant,
+    /// Guests to ping over IPv6, with the time of the next.
+    pings6: Vec<(usize, Instant)>,
 }
 
 impl Endpoint {
@@ -81,6 +83,7 @@ impl Endpoint {
             next_advertisement: None,
             pace: None,
             next_probe: start,
+            pings6: Vec::new(),
         }
     }
 
@@ -96,6 +99,7 @@ impl Endpoint {
                         self.pace = pace;
                         self.next_probe = Instant::now();
                     }
+                    Ok(Order::Ping6(guest)) => self.pings6.push((guest, Instant::now())),
                     Ok(Order::Stop) | Err(TryRecvError::Disconnected) => return Ok(()),
                     Err(TryRecvError::Empty) => break,
                 }
@@ -105,6 +109,7 @@ impl Endpoint {
             self.accept();
             self.advertise();
             self.probe();
+            self.ping6();
             let now = self.now();
             self.iface.poll(now, &mut self.wire, &mut self.sockets);
             self.sweep();
@@ -157,6 +162,12 @@ impl Endpoint {
             frame::Kind::EchoReply { from, ident: probe::IDENT, data } => {
                 if let Some(i) = self.guests.iter().position(|(g, _)| g.ip == from) {
                     self.lock().probes[i].receive(data, now);
+                }
+            }
+            frame::Kind::EchoReply6 { from } => {
+                if let Some(i) = self.guests.iter().position(|(g, _)| router::guest_address(g.mac) == from) {
+                    self.lock().answered6[i] = true;
+                    self.pings6.retain(|&(guest, _)| guest != i);
                 }
             }
             frame::Kind::Dhcp(message) => {
@@ -221,6 +232,19 @@ impl Endpoint {
             let sequence = u16::from_be_bytes([data[6], data[7]]);
             drop(state);
             self.wire.send(&frame::echo(target, probe::IDENT, sequence, &data));
+        }
+    }
+
+    fn ping6(&mut self) {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        for (guest, at) in self.pings6.iter_mut().filter(|(_, at)| *at <= now) {
+            *at = now + Duration::from_secs(1);
+            due.push(*guest);
+        }
+        for guest in due.iter().filter_map(|&i| self.guests.get(i)) {
+            let mac = guest.0.mac;
+            self.wire.send(&router::echo(mac, router::guest_address(mac)));
         }
     }
 

@@ -2,8 +2,9 @@
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, Icmpv4Packet, Icmpv4Repr, IpProtocol, Ipv4Address,
-    Ipv4Packet, Ipv4Repr, Ipv6Packet, TcpPacket, UdpPacket, UdpRepr,
+    EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, Icmpv4Packet, Icmpv4Repr, Icmpv6Message,
+    Icmpv6Packet, IpProtocol, Ipv4Address, Ipv4Packet, Ipv4Repr, Ipv6Address, Ipv6Packet, TcpPacket, UdpPacket,
+    UdpRepr,
 };
 
 /// Address of the endpoint: Ethernet.
@@ -70,6 +71,11 @@ pub enum Kind<'a> {
         /// Of the request.
         data: &'a [u8],
     },
+    /// An echo reply over IPv6 to the endpoint.
+    EchoReply6 {
+        /// Who answers.
+        from: Ipv6Address,
+    },
     /// A datagram to a DHCP server.
     Dhcp(&'a [u8]),
     /// A TCP segment, v4 or v6.
@@ -112,8 +118,16 @@ fn look(bytes: &[u8]) -> Option<Kind<'_>> {
         }
         EthernetProtocol::Ipv6 => {
             let packet = Ipv6Packet::new_checked(frame.payload()).ok()?;
-            (packet.next_header() == IpProtocol::Tcp)
-                .then(|| Some(Kind::Tcp { reset: TcpPacket::new_checked(packet.payload()).ok()?.rst() }))?
+            match packet.next_header() {
+                IpProtocol::Tcp => Some(Kind::Tcp { reset: TcpPacket::new_checked(packet.payload()).ok()?.rst() }),
+                IpProtocol::Icmpv6 if packet.dst_addr() == super::router::HOST_IP => {
+                    let message = Icmpv6Packet::new_checked(packet.payload()).ok()?;
+                    let valid = message.verify_checksum(&packet.src_addr(), &packet.dst_addr());
+                    let reply = message.msg_type() == Icmpv6Message::EchoReply;
+                    (valid && reply).then(|| Kind::EchoReply6 { from: packet.src_addr() })
+                }
+                _ => None,
+            }
         }
         _ => None,
     }

@@ -58,6 +58,7 @@ impl Guest {
 /// What the thread is told.
 enum Order {
     Probe(Option<Duration>),
+    Ping6(usize),
     Stop,
 }
 
@@ -66,6 +67,8 @@ struct State {
     counts: Counts,
     /// When each guest got its address.
     up: Vec<Option<Instant>>,
+    /// Which guests answered over IPv6.
+    answered6: Vec<bool>,
     probes: Vec<probe::Log>,
 }
 
@@ -106,6 +109,7 @@ impl Host {
         let state = State {
             counts: Counts::default(),
             up: vec![None; guests.len()],
+            answered6: vec![false; guests.len()],
             probes: vec![probe::Log::default(); guests.len()],
         };
         let state = Arc::new(Mutex::new(state));
@@ -129,6 +133,16 @@ impl Host {
     /// Sends probes to every guest at this pace, or ends it.
     pub fn probe(&self, pace: Option<Duration>) {
         self.order(Order::Probe(pace));
+    }
+
+    /// Sends an echo request over IPv6 to the address a guest made of the advertised prefix, every second until it answers.
+    pub fn ping6(&self, guest: usize) {
+        self.order(Order::Ping6(guest));
+    }
+
+    /// Whether a guest answered one.
+    pub fn answered6(&self, guest: usize) -> bool {
+        self.lock().answered6.get(guest).copied().unwrap_or(false)
     }
 
     /// What went over the wire up to now.

@@ -35,25 +35,32 @@ pub fn advertisement() -> Vec<u8> {
             prefix: PREFIX,
         }),
     });
+    let everybody = EthernetAddress([0x33, 0x33, 0, 0, 0, 1]);
+    frame(&repr, HOST_LINK_LOCAL, (everybody, ALL_NODES))
+}
+
+/// An echo request to a guest.
+pub fn echo(mac: EthernetAddress, to: Ipv6Address) -> Vec<u8> {
+    frame(&Icmpv6Repr::EchoRequest { ident: 0x584c, seq_no: 1, data: b"xenolith" }, HOST_IP, (mac, to))
+}
+
+fn frame(repr: &Icmpv6Repr<'_>, from: Ipv6Address, (mac, to): (EthernetAddress, Ipv6Address)) -> Vec<u8> {
     let ip = Ipv6Repr {
-        src_addr: HOST_LINK_LOCAL,
-        dst_addr: ALL_NODES,
+        src_addr: from,
+        dst_addr: to,
         next_header: IpProtocol::Icmpv6,
         payload_len: repr.buffer_len(),
+        // Neighbour discovery takes nothing that could have crossed a router.
         hop_limit: 255,
     };
-    let ethernet = EthernetRepr {
-        src_addr: HOST_MAC,
-        dst_addr: EthernetAddress([0x33, 0x33, 0, 0, 0, 1]),
-        ethertype: EthernetProtocol::Ipv6,
-    };
+    let ethernet = EthernetRepr { src_addr: HOST_MAC, dst_addr: mac, ethertype: EthernetProtocol::Ipv6 };
     let mut bytes = vec![0; EthernetFrame::<&[u8]>::header_len() + ip.buffer_len() + repr.buffer_len()];
     let mut frame = EthernetFrame::new_unchecked(bytes.as_mut_slice());
     ethernet.emit(&mut frame);
     let mut packet = Ipv6Packet::new_unchecked(frame.payload_mut());
     ip.emit(&mut packet);
     let mut message = Icmpv6Packet::new_unchecked(packet.payload_mut());
-    repr.emit(&HOST_LINK_LOCAL, &ALL_NODES, &mut message, &ChecksumCapabilities::default());
+    repr.emit(&from, &to, &mut message, &ChecksumCapabilities::default());
     bytes
 }
 

@@ -101,13 +101,30 @@ pub fn describe(weights: &[Weight]) -> String {
     table::format(&["image", "text", "total", "memory", "gzip", "aim", "what it is"], &rows)
 }
 
+/// Builds every image of several systems at once, so that each boots without a wait for cargo.
+///
+/// # Errors
+/// As [`system`].
+pub fn prepare<'a>(systems: impl Iterator<Item = &'a System>) -> Result<()> {
+    let images = load_all(systems.flat_map(|s| s.domains.iter().map(|d| d.image.as_str())))?;
+    build_packages(&images, true)
+}
+
 /// Builds the hypervisor and all images of a system, and writes its bundle to `target/xenolith/NAME.bundle`.
 ///
 /// # Errors
 /// Whatever is wrong with the manifest or an image; cargo's failure.
 pub fn system(system: &System, name: &str) -> Result<Built> {
+    prepare(std::iter::once(system))?;
+    pack(system, name)
+}
+
+/// Packs what [`prepare`] has built.
+///
+/// # Errors
+/// As [`system`].
+pub fn pack(system: &System, name: &str) -> Result<Built> {
     let images = load_all(system.domains.iter().map(|d| d.image.as_str()))?;
-    build_packages(&images, true)?;
     let flats = flatten_all(images)?;
     let bytes = bundle::compose(system, &flats)?;
     let stem = std::path::Path::new(name).file_stem().map_or("system".into(), |s| s.to_string_lossy());

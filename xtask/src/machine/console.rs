@@ -111,6 +111,11 @@ impl Console {
         state.lines.len() > known
     }
 
+    /// After the machine has ended: waits until its last lines are here.
+    pub fn settle(&self) {
+        let _ = self.wait(usize::MAX, Duration::from_secs(2));
+    }
+
     /// The last lines, for errors.
     pub fn tail(&self, count: usize) -> String {
         let state = self.lock();

@@ -94,12 +94,22 @@ impl Load {
         self.down.is_finished() || self.up.is_finished()
     }
 
+    /// Both directions have ended, well or not.
+    pub fn ended(&self) -> bool {
+        self.down.is_finished() && self.up.is_finished()
+    }
+
+    /// Lets no further transfer begin.
+    pub fn wind_down(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
     /// Lets the transfers under way come to their end, and begins no other.
     ///
     /// # Errors
     /// The first transfer that failed.
     pub fn finish(self) -> Result<Totals> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.wind_down();
         let join = |handle: JoinHandle<Result<Vec<Transfer>>>| {
             handle.join().map_err(|_| anyhow!("a transfer panicked; its message stands above"))?
         };

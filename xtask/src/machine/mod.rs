@@ -30,6 +30,20 @@ pub struct Options {
     pub name: String,
     /// `ctl` finds this machine.
     pub public: bool,
+    /// What the machine lacks, for tests of what then is said.
+    pub lacks: Lacks,
+}
+
+/// Hardware left out of a machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Lacks {
+    /// CPU features, by QEMU's names.
+    #[serde(default)]
+    pub features: Vec<String>,
+    /// The IOMMU.
+    #[serde(default)]
+    pub iommu: bool,
 }
 
 /// A machine that runs; it ends when this is dropped.
@@ -93,7 +107,8 @@ impl Machine {
                 Ok(listener)
             })
             .collect::<Result<_>>()?;
-        let args = qemu::arguments(&system.machine, setup::kvm(), &built.hypervisor, &built.bundle, &folder);
+        let args =
+            qemu::arguments(&system.machine, &options.lacks, setup::kvm(), &built.hypervisor, &built.bundle, &folder);
         let started = Instant::now();
         let mut qemu = Qemu::start(&args, &folder)?;
         let mut lines = Vec::new();
@@ -187,13 +202,40 @@ impl Machine {
     /// As [`Machine::wait_for`].
     pub fn wait_until_serving(&mut self, guest: usize, patience: Duration) -> Result<(Instant, Instant)> {
         let ready = self.wait_until_ready(patience)?;
+        Ok((ready, self.wait_until_page(guest, patience)?))
+    }
+
+    /// Waits for the first answer of a guest's page.
+    ///
+    /// # Errors
+    /// As [`Machine::wait_for`].
+    pub fn wait_until_page(&mut self, guest: usize, patience: Duration) -> Result<Instant> {
         let name = self.guests.get(guest).map(|g| g.name.clone()).context("the system has no guest on the wire")?;
         self.wait_for(&format!("address for guest `{name}`"), patience, |m| m.host.up(guest))?;
         let port = self.host.port(guest).context("the guest has no page")?;
-        let served = self.wait_for(&format!("page of guest `{name}`"), patience, |_| {
+        self.wait_for(&format!("page of guest `{name}`"), patience, |_| {
             hostnet::client::get(port, "/status.json").is_ok_and(|(status, _)| status == 200).then(Instant::now)
-        })?;
-        Ok((ready, served))
+        })
+    }
+
+    /// Waits until the machine has ended.
+    ///
+    /// # Errors
+    /// It has not in time.
+    pub fn wait_for_end(&mut self, patience: Duration) -> Result<ExitStatus> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.qemu.ended()? {
+                return Ok(status);
+            }
+            if crate::signals::stop() {
+                bail!("interrupted");
+            }
+            if start.elapsed() > patience {
+                return Err(self.failure(&format!("the machine did not end within {} s", patience.as_secs())));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// Waits for control's `ready` and subscribes to its events.

@@ -1,5 +1,6 @@
 //! The emulator as a process: its command line from a system's `[machine]`, and that it never outlives us.
 
+use super::Lacks;
 use crate::manifest::Machine;
 use crate::setup;
 use anyhow::{Context, Result};
@@ -18,18 +19,28 @@ pub fn net(folder: &Path, number: usize) -> PathBuf {
 }
 
 /// The whole command line. Sockets are those of `folder`, on which somebody listens.
-pub fn arguments(machine: &Machine, kvm: bool, kernel: &Path, bundle: &Path, folder: &Path) -> Vec<String> {
+pub fn arguments(
+    machine: &Machine,
+    lacks: &Lacks,
+    kvm: bool,
+    kernel: &Path,
+    bundle: &Path,
+    folder: &Path,
+) -> Vec<String> {
     let mut args: Vec<String> = Vec::new();
     let mut put = |words: &[&str]| args.extend(words.iter().map(ToString::to_string));
+    let minus: String = lacks.features.iter().map(|feature| format!(",-{feature}")).collect();
     if kvm {
         // The IOMMU remaps interrupts only where the I/O APIC is emulated.
-        put(&["-machine", "q35,kernel-irqchip=split", "-accel", "kvm", "-cpu", "host,+svm,+npt"]);
+        put(&["-machine", "q35,kernel-irqchip=split", "-accel", "kvm", "-cpu", &format!("host,+svm,+npt{minus}")]);
     } else {
-        put(&["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt"]);
+        put(&["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", &format!("EPYC,+svm,+npt{minus}")]);
     }
     put(&["-smp", &machine.cpus.to_string(), "-m", &format!("{}M", machine.memory.0 >> 20)]);
     put(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-    put(&["-device", "amd-iommu,intremap=on"]);
+    if !lacks.iommu {
+        put(&["-device", "amd-iommu,intremap=on"]);
+    }
     put(&["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
     for (i, nic) in machine.nics.iter().enumerate() {
         let path = net(folder, i);
@@ -134,7 +145,12 @@ mod tests {
     #[test]
     fn the_command_line_names_every_device_and_socket() {
         let system = System::parse(SYSTEM, "test").unwrap();
-        let line = arguments(&system.machine, false, Path::new("/k"), Path::new("/b"), Path::new("/run")).join(" ");
+        let arguments = |lacks: &Lacks| {
+            arguments(&system.machine, lacks, false, Path::new("/k"), Path::new("/b"), Path::new("/run")).join(" ")
+        };
+        let line = arguments(&Lacks::default());
+        let bare = arguments(&Lacks { features: vec!["npt".into()], iommu: true });
+        assert!(bare.contains(",+npt,-npt ") && !bare.contains("amd-iommu"), "{bare}");
         for part in [
             "-machine q35 -accel tcg,thread=multi -cpu EPYC,+svm,+npt -smp 2 -m 64M",
             "-device amd-iommu,intremap=on",

@@ -60,8 +60,7 @@ pub fn until_end(machine: &mut Machine, system: &System, printer: &Printer) -> R
             return Ok(ExitCode::SUCCESS);
         }
         if let Some(status) = machine.ended()? {
-            // The console's thread may still hold the last lines.
-            machine.console.wait(usize::MAX, std::time::Duration::from_millis(500));
+            machine.console.settle();
             let code = machine.guest_code(status);
             printer.say(&match code {
                 Some(code) => format!("the machine ended with code {code}"),

@@ -1,0 +1,238 @@
+//! One QEMU scenario: `tests/qemu/NAME.toml` boots a system and says what has to happen, what must not, and by when.
+//! Silence is failure: without every expected line, step and exit code before the deadline the scenario has failed.
+
+use super::pattern::Pattern;
+use super::steps::{self, Step};
+use crate::image::{self, Built};
+use crate::machine::console::{HYPERVISOR, Line};
+use crate::machine::{self, Lacks, Machine, Options};
+use crate::manifest::{System, names};
+use crate::units::Span;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde::Deserialize;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// A scenario as read.
+#[derive(Debug)]
+pub struct Scenario {
+    /// Name of its file.
+    pub name: String,
+    /// One sentence: what holds if it passes.
+    pub about: String,
+    /// What is booted.
+    pub system: System,
+    spec: Spec,
+}
+
+/// The file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Spec {
+    about: String,
+    /// Longest time in all.
+    deadline: Span,
+    /// A system of images/systems/ …
+    system: Option<String>,
+    /// … or one of its own, in the same form.
+    inline: Option<toml::Table>,
+    /// Each is found in some line.
+    #[serde(default)]
+    expect: Vec<Pattern>,
+    /// Found in no line. A panic of the hypervisor always is forbidden, unless expected.
+    #[serde(default)]
+    forbid: Vec<Pattern>,
+    /// The machine ends itself with this code; without it we end it after the last step.
+    exit_code: Option<u32>,
+    /// What is done meanwhile, in order.
+    #[serde(default, rename = "step")]
+    steps: Vec<Step>,
+    /// Hardware that is missing.
+    #[serde(default)]
+    lacks: Lacks,
+    /// What happens to the bundle before it is booted.
+    damage: Option<Damage>,
+}
+
+/// Damage to a bundle.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+enum Damage {
+    /// Only the first bytes are left.
+    Truncate(usize),
+    /// One byte is inverted; negative = from the end of the data.
+    Flip(i64),
+}
+
+/// Reads all scenarios of a folder whose name contains `filter`.
+///
+/// # Errors
+/// The first that is not sound.
+pub fn all(folder: &Path, filter: Option<&str>) -> Result<Vec<Scenario>> {
+    let chosen: Vec<String> =
+        names(folder).into_iter().filter(|name| filter.is_none_or(|text| name.contains(text))).collect();
+    ensure!(filter.is_none() || !chosen.is_empty(), "no scenario is named *{}*", filter.unwrap_or_default());
+    chosen
+        .iter()
+        .map(|name| {
+            let path = folder.join(format!("{name}.toml"));
+            let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            Scenario::parse(name, &text).with_context(|| format!("scenario {}", path.display()))
+        })
+        .collect()
+}
+
+impl Scenario {
+    fn parse(name: &str, text: &str) -> Result<Self> {
+        let spec: Spec = toml::from_str(text)?;
+        let system = match (&spec.system, &spec.inline) {
+            (Some(system), None) => System::load(system)?,
+            (None, Some(table)) => {
+                System::parse(&toml::to_string(table)?, &format!("tests/qemu/{name}.toml [inline]"))?
+            }
+            _ => bail!("it needs either `system` or [inline]"),
+        };
+        ensure!(
+            !spec.expect.is_empty() || !spec.steps.is_empty(),
+            "it expects nothing, so it could not fail; give it `expect` or [[step]]"
+        );
+        Ok(Self { name: name.to_string(), about: spec.about.clone(), system, spec })
+    }
+
+    /// Boots and judges.
+    ///
+    /// # Errors
+    /// What did not hold, with the console's end.
+    pub fn run(&self, verbose: bool) -> Result<()> {
+        let deadline = Instant::now() + self.spec.deadline.0;
+        let built = self.damaged(image::pack(&self.system, &format!("test-{}", self.name))?)?;
+        let options = Options { name: self.name.clone(), public: false, lacks: self.spec.lacks.clone() };
+        let show = move |line: &Line| {
+            if verbose {
+                println!("{}", line.full());
+            }
+        };
+        let mut machine = Machine::start(&self.system, &built, &options, machine::reserve(0)?, show)?;
+        let result = self.judge(&mut machine, deadline);
+        drop(machine);
+        let _ = std::fs::remove_file(&built.bundle);
+        result
+    }
+
+    fn judge(&self, machine: &mut Machine, deadline: Instant) -> Result<()> {
+        let mut state = steps::State::default();
+        for (number, step) in (1..).zip(&self.spec.steps) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            state
+                .take(machine, step, left)
+                .map_err(|error| with_console(machine, &error))
+                .with_context(|| format!("step {number} ({step})"))?;
+            self.forbidden(machine)?;
+        }
+        self.wait_for_lines(machine, deadline)?;
+        if let Some(code) = self.spec.exit_code {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let status = machine.wait_for_end(left)?;
+            machine.console.settle();
+            let got = machine.guest_code(status);
+            if got != Some(code) {
+                let got = got.map_or_else(|| status.to_string(), |c| c.to_string());
+                return Err(machine.failure(&format!("exit code {code} was expected, not {got}")));
+            }
+        }
+        self.forbidden(machine)
+    }
+
+    fn wait_for_lines(&self, machine: &mut Machine, deadline: Instant) -> Result<()> {
+        loop {
+            let known = machine.console.len();
+            let lines = machine.console.since(0);
+            let missing = self.spec.expect.iter().find(|p| !lines.iter().any(|l| p.found(&l.full())));
+            let Some(missing) = missing else { return Ok(()) };
+            self.forbidden(machine)?;
+            if Instant::now() > deadline {
+                return Err(machine.failure(&format!("no line has `{missing}` by the deadline")));
+            }
+            let more = machine.console.wait(known, Duration::from_millis(50));
+            if !more && machine.ended()?.is_some() {
+                machine.console.settle();
+                if machine.console.len() == known {
+                    return Err(machine.failure(&format!("no line has `{missing}`")));
+                }
+            }
+            if crate::signals::stop() {
+                bail!("interrupted");
+            }
+        }
+    }
+
+    fn forbidden(&self, machine: &mut Machine) -> Result<()> {
+        let own_panic = Pattern::new(&format!("({HYPERVISOR}) error: panic"));
+        let expected = |line: &str| self.spec.expect.iter().any(|p| p.found(line));
+        for line in machine.console.since(0) {
+            let full = line.full();
+            let bad = self.spec.forbid.iter().chain(std::iter::once(&own_panic)).find(|p| p.found(&full));
+            if let Some(bad) = bad.filter(|_| !expected(&full)) {
+                return Err(machine.failure(&format!("forbidden (`{bad}`): {full}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn damaged(&self, built: Built) -> Result<Built> {
+        let Some(damage) = self.spec.damage else { return Ok(built) };
+        let mut bytes = std::fs::read(&built.bundle)?;
+        match damage {
+            Damage::Truncate(len) => bytes.truncate(len),
+            Damage::Flip(at) => {
+                let from_end = at.unsigned_abs() as usize;
+                let at = if at < 0 { bytes.len().checked_sub(from_end) } else { Some(from_end) };
+                let byte = at.and_then(|at| bytes.get_mut(at)).context("`damage` lies outside of the bundle")?;
+                *byte = !*byte;
+            }
+        }
+        std::fs::write(&built.bundle, bytes)?;
+        Ok(built)
+    }
+}
+
+/// An error with the console's end, if it has none yet.
+fn with_console(machine: &mut Machine, error: &anyhow::Error) -> anyhow::Error {
+    let text = format!("{error:#}");
+    if text.contains("console") { anyhow!(text) } else { machine.failure(&text) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::tests::SYSTEM;
+
+    #[test]
+    fn every_scenario_in_the_tree_is_sound() {
+        let scenarios = all(&crate::paths::root().join("tests/qemu"), None).unwrap();
+        assert!(!scenarios.is_empty());
+        for scenario in scenarios {
+            assert!(scenario.spec.deadline.0 <= Duration::from_secs(300), "{} may take too long", scenario.name);
+        }
+    }
+
+    #[test]
+    fn a_scenario_that_cannot_fail_is_refused() {
+        let refuse = |text: &str| format!("{:#}", Scenario::parse("x", text).unwrap_err());
+        assert!(refuse("about='a'\ndeadline='1s'\nsystem='hello'").contains("expects nothing"));
+        assert!(refuse("about='a'\ndeadline='1s'\nexpect=['b']").contains("either `system`"));
+        assert!(refuse("about='a'\ndeadline='1s'\nsystem='hello'\nexpect=['*']").contains("every line"));
+        assert!(refuse("about='a'\ndeadline='1s'\nsystem='hello'\nexpects=['b']").contains("`expects`"));
+        assert!(refuse("about='a'\ndeadline='1s'\nsystem='hello'\n[[step]]\ndance={}").contains("`dance`"));
+    }
+
+    #[test]
+    fn a_scenario_may_bring_its_own_system() {
+        let inline = SYSTEM.replace("[[domain", "[[inline.domain").replace("[machine]", "[inline.machine]");
+        let inline = inline.replace("[[machine", "[[inline.machine").replace("[domain", "[inline.domain");
+        let text = format!("about='a'\ndeadline='1s'\nexpect=['b']\n{inline}");
+        assert_eq!(Scenario::parse("x", &text).unwrap().system.domains.len(), 3);
+        let bad = text.replace("device = \"00:03.0\"", "device = \"00:07.0\"");
+        assert!(format!("{:#}", Scenario::parse("x", &bad).unwrap_err()).contains("00:07.0"));
+    }
+}

@@ -1,0 +1,248 @@
+//! What a scenario does to its machine: a step is a table with one key, the deed.
+
+use super::pattern::Pattern;
+use crate::machine::Machine;
+use crate::machine::load::{Direction, Load};
+use crate::units::{Size, Span};
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// A deed.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Step {
+    /// Wait for control's `ready`.
+    Ready {},
+    /// Wait until a guest's page answers, and its probes do; by the guest's number on the wire.
+    Serving(usize),
+    /// Wait for a line.
+    Line(Pattern),
+    /// Let time pass in which nothing forbidden may be written.
+    Quiet(Span),
+    /// Begin transfers of this size in both directions with a guest.
+    Load {
+        /// Guest's number on the wire.
+        #[serde(default)]
+        guest: usize,
+        /// Each way.
+        size: Size,
+    },
+    /// Wait for the transfers; both hashes have to be right, and no reset may have been on the wire.
+    Loaded {},
+    /// Crash a domain under supervision, and wait until every guest on the wire gets packets again.
+    Crash {
+        /// Domain.
+        dom: String,
+        /// See `ctl crash`.
+        how: String,
+        /// Crash points passed before.
+        #[serde(default)]
+        count: u32,
+    },
+    /// Send a request of the control protocol; the answer has to match.
+    Ask {
+        /// The request, without id.
+        request: toml::Table,
+        /// In the answer as JSON.
+        expect: Pattern,
+    },
+    /// Send a line as it is, however malformed; the answer has to match.
+    Say {
+        /// The line.
+        line: String,
+        /// In the answer as JSON.
+        expect: Pattern,
+    },
+    /// Wait until a domain is in a state, as `ctl list` has it.
+    State {
+        /// Domain.
+        dom: String,
+        /// State.
+        is: String,
+        /// In its record as JSON.
+        #[serde(default)]
+        expect: Option<Pattern>,
+    },
+    /// Wait for an event of a kind about a domain.
+    Event {
+        /// Kind.
+        kind: String,
+        /// Domain.
+        dom: String,
+        /// In the event as JSON.
+        #[serde(default)]
+        expect: Option<Pattern>,
+    },
+    /// A guest answers another hundred probes from now on.
+    Answers(usize),
+    /// A guest answers pings of IPv6 at the address it made of the advertised prefix.
+    Ipv6(usize),
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ready {} => f.write_str("ready"),
+            Self::Serving(guest) => write!(f, "serving {guest}"),
+            Self::Line(pattern) => write!(f, "line `{pattern}`"),
+            Self::Quiet(span) => write!(f, "quiet {:?}", span.0),
+            Self::Load { size, .. } => write!(f, "load {size}"),
+            Self::Loaded {} => f.write_str("loaded"),
+            Self::Crash { dom, how, .. } => write!(f, "crash {dom} by {how}"),
+            Self::Ask { request, .. } => write!(f, "ask {request}"),
+            Self::Say { line, .. } => write!(f, "say {line}"),
+            Self::State { dom, is, .. } => write!(f, "{dom} is {is}"),
+            Self::Event { kind, dom, .. } => write!(f, "{kind} of {dom}"),
+            Self::Answers(guest) => write!(f, "answers of {guest}"),
+            Self::Ipv6(guest) => write!(f, "ipv6 of {guest}"),
+        }
+    }
+}
+
+/// What lasts from step to step.
+#[derive(Default)]
+pub struct State {
+    ready: bool,
+    load: Option<(Load, Size)>,
+    events: usize,
+}
+
+impl State {
+    /// Does one step; `patience` is what is left of the deadline.
+    ///
+    /// # Errors
+    /// What did not hold.
+    pub fn take(&mut self, machine: &mut Machine, step: &Step, patience: Duration) -> Result<()> {
+        match step {
+            Step::Ready {} => self.ready(machine, patience),
+            Step::Serving(guest) => {
+                self.ready(machine, patience)?;
+                machine.wait_until_page(*guest, patience)?;
+                machine.probe_all()
+            }
+            Step::Line(pattern) => machine.wait_for(&format!("line with `{pattern}`"), patience, |m| {
+                m.console.since(0).iter().any(|line| pattern.found(&line.full())).then_some(())
+            }),
+            Step::Quiet(span) => {
+                let end = Instant::now() + span.0;
+                machine.wait_for("quiet", patience, |_| (Instant::now() >= end).then_some(()))
+            }
+            Step::Load { guest, size } => {
+                let port = machine.host.port(*guest).context("there is no such guest on the wire")?;
+                self.load = Some((Load::start(port, size.0), *size));
+                Ok(())
+            }
+            Step::Loaded {} => self.loaded(machine, patience),
+            Step::Crash { dom, how, count } => {
+                self.ready(machine, patience)?;
+                machine.crash(dom, how, *count).map(|_| ())
+            }
+            Step::Ask { request, expect } => {
+                self.ready(machine, patience)?;
+                let request = serde_json::to_value(request)?;
+                let reply = machine.control.forward(request.as_object().cloned().unwrap_or_default())?;
+                holds(expect, &reply)
+            }
+            Step::Say { line, expect } => {
+                self.ready(machine, patience)?;
+                holds(expect, &machine.control.raw(line)?)
+            }
+            Step::State { dom, is, expect } => self.state(machine, dom, is, expect.as_ref(), patience),
+            Step::Event { kind, dom, expect } => self.event(machine, kind, dom, expect.as_ref(), patience),
+            Step::Answers(guest) => answers(machine, *guest, patience),
+            Step::Ipv6(guest) => {
+                machine.host.ping6(*guest);
+                machine.wait_for("answer over IPv6", patience, |m| m.host.answered6(*guest).then_some(()))
+            }
+        }
+    }
+
+    fn ready(&mut self, machine: &mut Machine, patience: Duration) -> Result<()> {
+        if !self.ready {
+            machine.wait_until_ready(patience)?;
+            self.ready = true;
+        }
+        Ok(())
+    }
+
+    fn loaded(&mut self, machine: &mut Machine, patience: Duration) -> Result<()> {
+        let (load, size) = self.load.take().context("no `load` step went before")?;
+        load.wind_down();
+        machine.wait_for("end of the transfers", patience, |_| load.ended().then_some(()))?;
+        let totals = load.finish()?;
+        let counts = machine.host.counts();
+        ensure!(totals.hash_ok(), "a SHA-256 is wrong");
+        ensure!(
+            counts.resets_in + counts.resets_out == 0,
+            "{} TCP resets from the guest, {} to it",
+            counts.resets_in,
+            counts.resets_out
+        );
+        for direction in [Direction::Down, Direction::Up] {
+            ensure!(totals.bytes(direction) >= size.0, "{} bytes {direction:?} of {size}", totals.bytes(direction));
+        }
+        Ok(())
+    }
+
+    fn state(
+        &mut self,
+        machine: &mut Machine,
+        dom: &str,
+        is: &str,
+        expect: Option<&Pattern>,
+        patience: Duration,
+    ) -> Result<()> {
+        self.ready(machine, patience)?;
+        let mut last = String::new();
+        let found = machine.wait_for(&format!("`{dom}` in state {is}"), patience, |m| {
+            std::thread::sleep(Duration::from_millis(50));
+            let all = m.control.ask("list").ok()?;
+            let record = all["domains"].as_array()?.iter().find(|d| d["name"] == dom)?.clone();
+            last = record.to_string();
+            (record["state"] == is).then_some(record)
+        });
+        let record = found.with_context(|| format!("the last record was {last}"))?;
+        expect.map_or(Ok(()), |pattern| holds(pattern, &record))
+    }
+
+    fn event(
+        &mut self,
+        machine: &mut Machine,
+        kind: &str,
+        dom: &str,
+        expect: Option<&Pattern>,
+        patience: Duration,
+    ) -> Result<()> {
+        self.ready(machine, patience)?;
+        let from = self.events;
+        let matches = |event: &Value| {
+            event["event"] == kind
+                && event["dom"] == dom
+                && expect.is_none_or(|pattern| pattern.found(&event.to_string()))
+        };
+        machine.wait_for(&format!("event {kind} of `{dom}`"), patience, |m| {
+            m.control.event(from, Duration::ZERO, matches)
+        })?;
+        self.events = machine.control.event_count();
+        Ok(())
+    }
+}
+
+fn holds(pattern: &Pattern, value: &Value) -> Result<()> {
+    let text = value.to_string();
+    if !pattern.found(&text) {
+        bail!("`{pattern}` is not in the answer {}", json!(text));
+    }
+    Ok(())
+}
+
+fn answers(machine: &mut Machine, guest: usize, patience: Duration) -> Result<()> {
+    let before = machine.host.probes(guest, |log| log.counts().1).context("there is no such guest on the wire")?;
+    machine.wait_for(&format!("another hundred answers of guest {guest}"), patience, |m| {
+        m.host.probes(guest, |log| log.counts().1 >= before + 100).filter(|&enough| enough)
+    })?;
+    Ok(())
+}
