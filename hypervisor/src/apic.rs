@@ -5,6 +5,7 @@ use crate::{paging, time};
 use core::arch::x86_64::__cpuid;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use hv_npt::MapError;
+use x86_64::instructions::port::Port;
 use x86_64::registers::model_specific::Msr;
 
 /// The timer's vector. High, so that it is served before devices.
@@ -56,11 +57,21 @@ fn write(offset: usize, value: u32) {
     unsafe { register(offset).write_volatile(value) };
 }
 
-/// Maps the registers, once.
+/// Silences the two 8259s. While LINT0 still lets them in: an interrupt of theirs that is already on its way is then withdrawn,
+/// where masking LINT0 first would leave it pending with no vector.
+fn silence_pic() {
+    for port in [0x21, 0xa1] {
+        // SAFETY: masks every input; nothing of ours is connected there.
+        unsafe { Port::<u8>::new(port).write(0xff) };
+    }
+}
+
+/// Maps the registers, once, and makes the local APICs the only way in for interrupts.
 ///
 /// # Errors
 /// [`MapError`].
 pub fn map(phys: u64) -> Result<(), MapError> {
+    silence_pic();
     let registers = paging::map_mmio(phys, 4096)?;
     REGISTERS.store(registers.expose_provenance(), Relaxed);
     Ok(())

@@ -27,6 +27,7 @@ global_asm!(
     ".short 3, 0; .long 12, mb2_start, 0",
     ".short 0, 0; .long 8",
     "mb2_header_end:",
+    ".text",
 );
 
 // XEN_ELFNOTE_PHYS32_ENTRY.
@@ -36,6 +37,7 @@ global_asm!(
     ".long 4, 8, 18",
     ".asciz \"Xen\"",
     ".quad pvh_start",
+    ".text",
 );
 
 global_asm!(

@@ -41,6 +41,7 @@ abi::assert_layout!(GuestRegs, 112, rbp @ 40, r8 @ 48, r15 @ 104);
 // interrupts while the guest runs, so they exit. On the way back IF is 0 again before STGI opens the gate: interrupts wait until
 // the run loop opens a window. VMLOAD/VMSAVE move what VMRUN leaves alone (FS, GS, TR, LDTR, SYSCALL and SYSENTER registers).
 global_asm!(
+    ".text",
     ".global svm_enter",
     "svm_enter:",
     "push rbx; push rbp; push r12; push r13; push r14; push r15",
