@@ -137,12 +137,12 @@ pub fn send_startup(apic_id: u32, page: u8) -> bool {
 pub fn calibrate() {
     const MEASURE_NS: u64 = 10 * time::MS;
     write(TIMER_INITIAL, u32::MAX);
-    let start = time::now_ns();
+    let (first, start) = time::reading(|| read(TIMER_CURRENT));
     time::spin_ns(MEASURE_NS);
-    let ticks = u64::from(u32::MAX - read(TIMER_CURRENT));
-    let elapsed = (time::now_ns() - start).max(1);
+    let (last, end) = time::reading(|| read(TIMER_CURRENT));
     write(TIMER_INITIAL, 0);
-    TIMER_KHZ.store((ticks * time::MS / elapsed).max(1), Relaxed);
+    let ticks = u64::from(first.saturating_sub(last));
+    TIMER_KHZ.store((ticks * time::tsc_khz() / (end - start).max(1)).max(1), Relaxed);
 }
 
 /// Frequency of the timer.
