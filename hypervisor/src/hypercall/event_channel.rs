@@ -1,7 +1,7 @@
 //! `event_channel_op`. The table is `hv_core::evtchn`; delivery is [`crate::events`].
 
 use super::Caller;
-use crate::{domain, events, irq};
+use crate::{events, irq};
 use abi::{DomId, Errno, EvtchnPort};
 use hv_core::args::EventChannelOp as Op;
 use hv_core::evtchn::Channel;
@@ -49,11 +49,8 @@ pub fn call(caller: &Caller<'_>, cmd: u64, arg: u64) -> Result<i64, Errno> {
             Ok(0)
         }
         Op::Status(op) => {
-            let dom = caller.resolve(op.dom);
-            if dom != own && !caller.domain.is_control() {
-                return Err(if domain::find(dom).is_some() { Errno::EPERM } else { Errno::ESRCH });
-            }
-            let status = events::table().status(dom, op.port)?;
+            let domain = caller.self_or_control(op.dom)?;
+            let status = events::table().status(domain.id, op.port)?;
             caller.mem.write(arg, &abi::evtchn::Status { dom: op.dom, ..status })?;
             Ok(0)
         }

@@ -1,7 +1,6 @@
 //! `hvm_op`: parameters, and the vectors that upcalls come by.
 
 use super::Caller;
-use crate::domain;
 use abi::hvm::{CALLBACK_TYPE_VECTOR, PARAM_CALLBACK_IRQ};
 use abi::Errno;
 use core::sync::atomic::Ordering::SeqCst;
@@ -28,12 +27,8 @@ pub fn call(caller: &Caller<'_>, cmd: u64, arg: u64) -> Result<i64, Errno> {
             Ok(0)
         }
         Op::GetParam(mut p) => {
-            // The control domain serves the others' stores and consoles: it has to know their ports and pages.
-            let dom = caller.resolve(p.domid);
-            if dom != caller.domain.id && !caller.domain.is_control() {
-                return Err(Errno::EPERM);
-            }
-            let domain = domain::find(dom).ok_or(Errno::ESRCH)?;
+            // The control domain asks for the store's and the console's page and port of the others.
+            let domain = caller.self_or_control(p.domid)?;
             p.value = *domain.hvm_params.lock().get(p.index as usize).ok_or(Errno::EINVAL)?;
             caller.mem.write(arg, &p).map(|()| 0)
         }

@@ -68,11 +68,20 @@ impl Caller<'_> {
     /// # Errors
     /// `ESRCH` where there is no such domain, `EPERM` where it is another.
     fn only_self(&self, dom: DomId) -> Result<(), Errno> {
-        match self.resolve(dom) {
-            dom if dom == self.domain.id => Ok(()),
-            dom if domain::find(dom).is_some() => Err(Errno::EPERM),
-            _ => Err(Errno::ESRCH),
+        match domain::find(self.resolve(dom)) {
+            Some(d) if d.id == self.domain.id => Ok(()),
+            Some(_) => Err(Errno::EPERM),
+            None => Err(Errno::ESRCH),
         }
+    }
+
+    /// An argument that means the caller, or any domain if the caller is a control domain.
+    ///
+    /// # Errors
+    /// As [`Self::only_self`].
+    fn self_or_control(&self, dom: DomId) -> Result<Arc<Domain>, Errno> {
+        let found = domain::find(self.resolve(dom)).ok_or(Errno::ESRCH)?;
+        if found.id == self.domain.id || self.domain.is_control() { Ok(found) } else { Err(Errno::EPERM) }
     }
 }
 
