@@ -74,7 +74,7 @@ pub fn watchdog_passed(domain: &Arc<Domain>, vcpu: &Vcpu) {
 
 /// Serves the deadlines of this CPU that have passed, and those of throttled interrupts.
 pub fn expire(cpu: &PerCpu) {
-    if irq::deadline_ns() != u64::MAX {
+    if irq::deadline_ns(cpu.id) != u64::MAX {
         irq::tick(time::now_ns());
     }
     loop {
@@ -97,7 +97,7 @@ pub fn expire(cpu: &PerCpu) {
 /// Sees to it that the hardware timer fires at the next deadline, or at `slice_end`, at the latest.
 pub fn arm(cpu: &PerCpu, slice_end: Option<u64>) {
     let next = cpu.deadlines.lock().next_ns();
-    let throttled = Some(irq::deadline_ns()).filter(|&at| at != u64::MAX);
+    let throttled = Some(irq::deadline_ns(cpu.id)).filter(|&at| at != u64::MAX);
     let Some(at) = next.into_iter().chain(slice_end).chain(throttled).min() else { return };
     if at < cpu.armed_ns.load(Relaxed) {
         let now = time::now_ns();

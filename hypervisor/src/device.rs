@@ -331,13 +331,11 @@ fn map_bars(domain: &Domain, device: &Device) -> Result<(), MapError> {
     Ok(())
 }
 
-/// Whether a port belongs to an I/O BAR of a domain's device.
+/// I/O BARs of a domain's devices: first port and count.
 #[must_use]
-pub fn owns_port(dom: DomId, port: u16) -> bool {
-    DEVICES.read().iter().filter(|d| d.owner == dom).flat_map(|d| d.bars).any(|bar| match bar {
-        Some(Bar::Io { port: first, len }) => port >= first && port - first < len,
-        _ => false,
-    })
+pub fn io_ports(dom: DomId) -> Vec<(u16, u16)> {
+    let bars = of(dom).into_iter().flat_map(|d| d.bars);
+    bars.filter_map(|bar| if let Some(Bar::Io { port, len }) = bar { Some((port, len)) } else { None }).collect()
 }
 
 /// `DEVICE_INFO`.

@@ -9,16 +9,17 @@ use crate::lifecycle::{self, Cause};
 use crate::mem::{self, Tables};
 use crate::{irq, paging, pci, percpu, time};
 use abi::DomId;
-use abi::xenolith::cause;
+use abi::xenolith::{self, cause};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use core::fmt::Write;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use hv_amdvi::entry::{DEVICE_TABLE_BYTES, INTERRUPT_TABLE_BYTES};
 use hv_amdvi::unit::{COMMAND_BYTES, LOG_BYTES, deny_all, set_interrupt as set_entry};
-use hv_amdvi::{DeviceEntry, Event, Hardware, InterruptEntry, Layout, Timeout, Translation, Unit};
+use hv_amdvi::{DeviceEntry, Event, EventKind, Hardware, InterruptEntry, Layout, Timeout, Translation, Unit};
 use hv_core::acpi::{Ivrs, Platform};
 use hv_core::frames::Owner;
-use hv_core::pci::{Bdf, Config, capability};
+use hv_core::pci::{Bdf, Config, capability, command, reg};
 use hv_core::{Dfn, Mfn};
 use hv_npt::{DeviceTree, MapError, Rights};
 use spin::Mutex;
@@ -89,8 +90,8 @@ struct Space {
     id: u8,
     /// Something cached may be out of date.
     dirty: bool,
-    /// Requester IDs attached.
-    devices: Vec<u16>,
+    /// Devices attached: requester ID and function.
+    devices: Vec<(u16, Bdf)>,
 }
 
 struct Iommu {
@@ -102,6 +103,8 @@ struct Iommu {
     caches_absent: bool,
     spaces: BTreeMap<DomId, Space>,
     interrupts: BTreeMap<u16, Mfn>,
+    /// Units that log no faults, see [`SILENT_ID`].
+    silent: Vec<Bdf>,
     events_dropped: u64,
 }
 
@@ -111,6 +114,19 @@ static IOMMU: Mutex<Option<Iommu>> = Mutex::new(None);
 const NOBODY: u8 = 0;
 /// Faults handled per interrupt; the rest at the next.
 const BATCH: usize = 64;
+/// QEMU's unit before 10.1, device << 16 | vendor. As Debian builds it (7.2 and 10.0 looked at), it writes no event at all: the
+/// compiler drops the call behind an undefined shift. What is left of a fault is Signaled Target Abort in the unit's PCI STATUS:
+/// that there was one, not whose and where. All its suspects are stopped then, those whose devices may master the bus.
+const SILENT_ID: u32 = 0x0008_1022;
+/// Signaled Target Abort, in the word of COMMAND and STATUS; written 1 to clear.
+const ABORTED: u32 = 1 << 27;
+/// How often silent units are looked at besides at each interrupt of a device, ns.
+const SILENT_POLL_NS: u64 = 5 * time::MS;
+/// `info[1]` of a fault whose address the IOMMU does not tell.
+pub const UNKNOWN: u64 = u64::MAX;
+
+/// When silent units are to be looked at, ns; `u64::MAX` = never: there is none, or no device is attached.
+static NEXT_POLL_NS: AtomicU64 = AtomicU64::new(u64::MAX);
 
 fn contiguous(bytes: u64) -> Result<Mfn, IommuError> {
     let order = (bytes / 4096).next_power_of_two().trailing_zeros();
@@ -143,6 +159,7 @@ pub fn init(platform: &Platform) -> Result<(), IommuError> {
         caches_absent: false,
         spaces: BTreeMap::new(),
         interrupts: BTreeMap::new(),
+        silent: Vec::new(),
         events_dropped: 0,
     };
     let denied = this.denied(false);
@@ -160,6 +177,10 @@ pub fn init(platform: &Platform) -> Result<(), IommuError> {
         // NpCache, bit 26 of the capability header.
         this.caches_absent |= pci::Space.read(bdf, unit.capability & 0xFC) & 1 << 26 != 0;
         announce_events(bdf);
+        if pci::Space.read(bdf, reg::ID) == SILENT_ID {
+            log::warn!("AMD-Vi unit {bdf} is QEMU's of before 10.1: faults are told without their address");
+            this.silent.push(bdf);
+        }
         log::info!("AMD-Vi unit {bdf} at {:#x}: every device denied", unit.base);
     }
     let ioapics: Vec<u16> = this.ivrs.iommus.iter().flat_map(|i| &i.ioapics).map(|&(_, id)| id).collect();
@@ -206,7 +227,26 @@ impl Iommu {
         self.spaces.get_mut(&dom)
     }
     fn owner(&self, requester: u16) -> Option<DomId> {
-        self.spaces.iter().find(|(_, s)| s.devices.contains(&requester)).map(|(&dom, _)| dom)
+        let has = |s: &Space| s.devices.iter().any(|&(id, _)| id == requester);
+        self.spaces.iter().find(|(_, s)| has(s)).map(|(&dom, _)| dom)
+    }
+    /// Whether a silent unit has seen a fault since the last call.
+    fn take_abort(&self) -> bool {
+        let mut seen = false;
+        for &unit in &self.silent {
+            let word = pci::Space.read(unit, reg::COMMAND);
+            if word & ABORTED != 0 {
+                pci::Space.write(unit, reg::COMMAND, word & 0xFFFF | ABORTED);
+                seen = true;
+            }
+        }
+        seen
+    }
+    /// A device of each domain whose devices may have caused a fault that nobody logged.
+    fn suspects(&self) -> impl Iterator<Item = (DomId, Event)> {
+        let masters = |&&(_, bdf): &&(u16, Bdf)| pci::Space.read(bdf, reg::COMMAND) & command::BUS_MASTER != 0;
+        let event = |id| Event { kind: EventKind::PageFault, device: id, address: UNKNOWN, flags: 0 };
+        self.spaces.iter().filter_map(move |(&dom, s)| s.devices.iter().find(masters).map(|&(id, _)| (dom, event(id))))
     }
 }
 
@@ -244,11 +284,15 @@ pub fn attach(dom: DomId, bdf: Bdf) -> Option<()> {
         let id = i.ivrs.requester(bdf.0);
         let interrupts = i.interrupt_table(id)?;
         let space = i.space(dom)?;
-        if !space.devices.contains(&id) {
-            space.devices.push(id);
+        if !space.devices.contains(&(id, bdf)) {
+            space.devices.push((id, bdf));
         }
         let translation = Translation { root: space.tree.root(), domain_id: space.id, allowed: true };
         check(i.set(id, &DeviceEntry { translation, interrupts: Some(interrupts), quiet: false }, NOBODY));
+        if !i.silent.is_empty() {
+            i.take_abort();
+            NEXT_POLL_NS.store(time::now_ns() + SILENT_POLL_NS, SeqCst);
+        }
         Some(())
     })?
 }
@@ -260,6 +304,8 @@ pub fn block(bdf: Bdf) {
         let old = i.owner(id).and_then(|dom| i.spaces.get(&dom)).map_or(NOBODY, |s| s.id);
         let denied = i.denied(true);
         check(i.set(id, &denied, old));
+        // What it did until now is dealt with; the next instance is not to answer for it.
+        i.take_abort();
     });
 }
 
@@ -338,6 +384,9 @@ pub fn poll() {
                 log::warn!("the IOMMU's event log overflowed");
             }
         }
+        if i.take_abort() && blame.is_empty() {
+            blame.extend(i.suspects().take(BATCH));
+        }
     });
     for (dom, event) in blame {
         if let Some(domain) = domain::find(dom) {
@@ -345,6 +394,33 @@ pub fn poll() {
             lifecycle::stop(&domain, Cause { cause: cause::IOMMU_FAULT, info });
         }
     }
+}
+
+/// As [`poll`], where faults are not announced by an interrupt; free elsewhere.
+pub fn poll_silent() {
+    if deadline_ns() != u64::MAX {
+        NEXT_POLL_NS.store(time::now_ns() + SILENT_POLL_NS, SeqCst);
+        poll();
+    }
+}
+/// When [`poll_silent`] is due, ns of system time; `u64::MAX` = never.
+#[must_use]
+pub fn deadline_ns() -> u64 {
+    NEXT_POLL_NS.load(SeqCst)
+}
+
+/// What to tell people of a fault, from the `info` of its cause.
+#[must_use]
+pub fn explain(info: &[u64; 4]) -> heapless::String<{ xenolith::TEXT_LEN }> {
+    let [device, address, flags, _] = *info;
+    let (mut text, bdf) = (heapless::String::new(), Bdf(device as u16));
+    // It fits: the longest has 80 bytes.
+    let _ = if address == UNKNOWN {
+        write!(text, "PCI {bdf} reached outside of its memory (this IOMMU tells no address)")
+    } else {
+        write!(text, "PCI {bdf} reached outside of its memory, at {address:#x} (flags {flags:#x})")
+    };
+    text
 }
 
 impl Iommu {

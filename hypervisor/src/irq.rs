@@ -227,6 +227,7 @@ pub fn handle(vector: u8) {
         log::warn!("interrupt {vector:#x} belongs to nobody");
         return;
     };
+    iommu::poll_silent();
     let verdict = {
         let mut state = line.state.lock();
         if !state.bound {
@@ -256,15 +257,20 @@ fn stop(owner: &Arc<Domain>, pirq: u32) {
     lifecycle::stop(owner, Cause { cause: cause::IRQ_STORM, info: [u64::from(pirq), 0, 0, 0] });
 }
 
-/// When [`tick`] has something to do, ns of system time; `u64::MAX` = never.
+/// When [`tick`] has something to do on this CPU, ns of system time; `u64::MAX` = never. One CPU looks after the IOMMU.
 #[must_use]
-pub fn deadline_ns() -> u64 {
-    NEXT_NS.load(SeqCst)
+pub fn deadline_ns(cpu: u32) -> u64 {
+    let throttled = NEXT_NS.load(SeqCst);
+    if cpu == 0 { throttled.min(iommu::deadline_ns()) } else { throttled }
 }
 
-/// Lets throttled lines through again whose time has come. From the run loop, when [`deadline_ns`] has passed.
+/// Lets throttled lines through again whose time has come, and looks for faults nobody announces. From the run loop, when
+/// [`deadline_ns`] has passed.
 pub fn tick(now_ns: u64) {
-    if now_ns < deadline_ns() {
+    if now_ns >= iommu::deadline_ns() {
+        iommu::poll_silent();
+    }
+    if now_ns < NEXT_NS.load(SeqCst) {
         return;
     }
     NEXT_NS.store(u64::MAX, SeqCst);

@@ -5,7 +5,7 @@
 
 use crate::domain::{self, Domain, pause};
 use crate::vcpu::{Vcpu, state};
-use crate::{deadlines, device, events, grants, hypercall, image, run, time};
+use crate::{deadlines, device, events, grants, hypercall, image, iommu, run, time};
 use abi::xenolith::{self, DomOp, Event, cause};
 use abi::{DomId, Errno, bundle, hvm};
 use alloc::sync::Arc;
@@ -42,12 +42,19 @@ pub fn stop(domain: &Arc<Domain>, why: Cause) {
     let line = domain.console.lock().last_line();
     let [a, b, c, _] = why.info;
     log::warn!("{} (domain {}) stopped: {} {a:#x} {b:#x} {c:#x}", domain.name, domain.id, cause::name(why.cause));
+    let text = iommu::explain(&why.info);
+    let text = if why.cause == cause::IOMMU_FAULT {
+        log::warn!("{text}");
+        text.as_bytes()
+    } else {
+        &line
+    };
     if domain.is_control() {
         log::error!("the control domain is gone; the others go on without it");
     }
     let mut event =
         Event { domid: domain.id, cause: why.cause, time_ns: time::now_ns(), info: why.info, ..Event::default() };
-    for (to, from) in event.text.iter_mut().zip(&line) {
+    for (to, from) in event.text.iter_mut().zip(text) {
         *to = *from;
     }
     EVENTS.lock().push(event);

@@ -159,7 +159,7 @@ fn build(bundle: &Bundle<'static>, d: &'static bundle::Domain, placed: &mut u32)
     }
     let mut name = heapless::String::new();
     let _ = name.push_str(bundle.name(d)?);
-    let iopm = permissions::iopm(bundle.ports(d), &[])?;
+    let iopm = permissions::iopm(bundle.ports(d), &device::io_ports(d.domid))?;
     Some(Arc::new_cyclic(|weak| Domain {
         id: d.domid,
         name,

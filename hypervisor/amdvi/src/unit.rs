@@ -3,9 +3,9 @@
 //! An entry is changed so that no mixture of old and new is ever valid: first the quadword with V, TV and the rights is replaced
 //! by a denying one (a single store), then the others, then the quadword with the new rights; invalidation follows.
 //!
-//! The log is read by content, not by its tail register: QEMU before 10.1 never updates that register, and on hardware an
-//! entry can trail the register (every entry is cleared when it has been read, and no valid one is zero). QEMU's log also
-//! does not wrap and counts its room in bytes, so the log is rewound long before its end; that costs hardware nothing.
+//! The log is read by content, not by its tail register: on hardware an entry can trail that register (every entry is cleared
+//! when it has been read, and no valid one is zero), and QEMU's source of before 10.1 never updates it. Nor does that log
+//! wrap, and it counts its room in bytes; so the log is rewound long before its end, which costs hardware nothing.
 
 use crate::entry::{
     Command, DEVICE_IDS, DEVICE_TABLE_BYTES, DTE_BYTES, DeviceEntry, Event, INTERRUPT_ENTRIES, InterruptEntry,
