@@ -61,8 +61,12 @@ fn copy(domain: &Domain, segment: &Segment) {
     for (gpa, at, len) in runs(domain, span) {
         let offset = (gpa - segment.gpa) as usize;
         if let Some(from) = segment.bytes.get(offset..offset + len) {
+            let whole = len / mem::BLOCK * mem::BLOCK;
             // SAFETY: as in `zero`; the bundle's memory belongs to nobody else.
-            unsafe { mem::copy_bytes(at, from.as_ptr(), len) };
+            unsafe { mem::refresh_bytes(at, from.as_ptr(), whole) };
+            let rest = from.as_ptr().wrapping_add(whole);
+            // SAFETY: the rest of the same ranges.
+            unsafe { mem::copy_bytes(at.wrapping_add(whole), rest, len - whole) };
         }
     }
 }
