@@ -2,10 +2,13 @@
 //!
 //! One command is one file or folder here and ends in one `run` function; they meet in [`manifest`] (what a system
 //! consists of) and [`image`] (how it becomes bytes). All that touches the host's state, beyond `target/`, is in [`setup`].
+mod bench;
+mod campaign;
 mod cargo;
 mod ctl;
 mod hostnet;
 mod image;
+mod lint;
 mod machine;
 mod manifest;
 mod paths;
@@ -37,6 +40,12 @@ enum Command {
     Ctl(ctl::Args),
     /// Run all tests: host tests, properties, crash points, models, QEMU scenarios
     Test(test::Args),
+    /// Take figures: restart, boot, size, world-switch
+    Bench(bench::Args),
+    /// Kill a driver domain hundreds of times at random points under load
+    Campaign(campaign::Args),
+    /// Check sizes, rooms of unsafe code and directions of dependencies
+    Lint(lint::Args),
 }
 
 fn main() -> std::process::ExitCode {
@@ -54,6 +63,9 @@ fn dispatch(command: Command) -> Result<std::process::ExitCode> {
     match command {
         Command::Run(args) => run::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Campaign(args) => campaign::run(&args),
+        Command::Lint(args) => lint::run(&args),
         Command::Ctl(args) => ctl::run(&args),
         Command::Build(args) => image::run(&args).map(|()| std::process::ExitCode::SUCCESS),
     }

@@ -1,4 +1,4 @@
-//! The machine's console: lines as they come over COM1, each with its domain and the time it arrived.
+//! The machine's console: lines as they come over COM1, each with its domain.
 
 use anyhow::{Context, Result};
 use std::io::{BufRead, BufReader};
@@ -12,8 +12,6 @@ pub const HYPERVISOR: &str = "xenolith";
 /// One line.
 #[derive(Clone, Debug)]
 pub struct Line {
-    /// When its first byte arrived, or close to it.
-    pub at: Instant,
     /// Who wrote it; the hypervisor is [`HYPERVISOR`].
     pub domain: String,
     /// What.
@@ -22,13 +20,13 @@ pub struct Line {
 
 impl Line {
     /// Reads `(name) text`; a line without a name is the hypervisor's.
-    fn parse(raw: &str, at: Instant) -> Self {
+    fn parse(raw: &str) -> Self {
         let raw = raw.trim_end_matches(['\r', '\n']);
         let named = raw.strip_prefix('(').and_then(|rest| rest.split_once(") "));
         let valid = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         match named.filter(|(name, _)| valid(name)) {
-            Some((name, text)) => Self { at, domain: name.to_string(), text: text.to_string() },
-            None => Self { at, domain: HYPERVISOR.to_string(), text: raw.to_string() },
+            Some((name, text)) => Self { domain: name.to_string(), text: text.to_string() },
+            None => Self { domain: HYPERVISOR.to_string(), text: raw.to_string() },
         }
     }
 
@@ -63,13 +61,12 @@ impl Console {
                 let mut reader = BufReader::new(stream);
                 let mut raw = Vec::new();
                 while matches!(reader.fill_buf(), Ok(bytes) if !bytes.is_empty()) {
-                    let at = Instant::now();
-                    filled.lock().first.get_or_insert(at);
+                    filled.lock().first.get_or_insert_with(Instant::now);
                     raw.clear();
                     if reader.read_until(b'\n', &mut raw).is_err() {
                         break;
                     }
-                    let line = Line::parse(&String::from_utf8_lossy(&raw), at);
+                    let line = Line::parse(&String::from_utf8_lossy(&raw));
                     if line.text.is_empty() {
                         continue;
                     }
@@ -132,7 +129,7 @@ mod tests {
     #[test]
     fn lines_are_told_apart_by_domain() {
         let parse = |raw: &str| {
-            let line = Line::parse(raw, Instant::now());
+            let line = Line::parse(raw);
             (line.domain, line.text)
         };
         assert_eq!(parse("(web) up (really)\r\n"), ("web".into(), "up (really)".into()));

@@ -27,8 +27,6 @@ pub struct Domain {
     pub last_serving_us: Option<u64>,
     /// Memory it has.
     pub memory_kib: u64,
-    /// Most it ever had, with tables.
-    pub peak_kib: u64,
     /// Why it does not run.
     #[serde(default)]
     pub why: Option<String>,

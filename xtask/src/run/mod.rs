@@ -5,6 +5,8 @@ mod headless;
 mod keys;
 mod show;
 
+pub use headless::stats;
+
 use crate::machine::{self, Lacks, Machine, Options};
 use crate::manifest::{Role, System};
 use crate::{image, setup};

@@ -1,0 +1,139 @@
+//! `cargo xtask bench`: figures with the machine they were taken on. They are never tests: noise of the host is part of them.
+mod boot;
+mod plot;
+mod restart;
+mod statistics;
+mod world_switch;
+
+use crate::machine::{self, Lacks, Machine, Options};
+use crate::manifest::System;
+use crate::{image, setup};
+use anyhow::Result;
+use clap::Subcommand;
+use serde::Serialize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Arguments of `bench`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+    /// Print the figures as JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// System to measure
+    #[arg(long, global = true, default_value = "default")]
+    system: String,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Kill the driver again and again under 1 kHz probes: outage from crash to first delivered packet, by phases
+    Restart {
+        /// How many kills
+        #[arg(long, default_value_t = 140)]
+        kills: u32,
+        /// Only this way to crash; all seven in turn by default
+        #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(machine::crash::KINDS))]
+        how: Option<String>,
+        /// With transfers in both directions meanwhile
+        #[arg(long)]
+        load: bool,
+        /// Where the plot goes
+        #[arg(long, default_value = "target/xenolith/restart.svg")]
+        plot: PathBuf,
+    },
+    /// From the hypervisor's entry to the first answer of the web guest
+    Boot {
+        /// How many boots
+        #[arg(long, default_value_t = 10)]
+        runs: u32,
+    },
+    /// Images, memory, lines of the hypervisor
+    Size,
+    /// Throughput, and world switches and hypercalls per packet, in each direction and idle
+    WorldSwitch {
+        /// MiB per direction
+        #[arg(long, default_value_t = 64)]
+        mib: u64,
+    },
+}
+
+/// What the figures were taken on.
+#[derive(Clone, Debug, Serialize)]
+pub struct Place {
+    cpu: String,
+    cores: usize,
+    kernel: String,
+    qemu: String,
+    accelerator: &'static str,
+    load: String,
+}
+
+impl Place {
+    /// This machine, now.
+    fn here(qemu: &str) -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let cpu = read("/proc/cpuinfo");
+        let cpu = cpu.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or("unknown CPU");
+        Self {
+            cpu: cpu.trim_start_matches([' ', '\t', ':']).to_string(),
+            cores: std::thread::available_parallelism().map_or(0, usize::from),
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_string(),
+            qemu: qemu.to_string(),
+            accelerator: if setup::kvm() { "kvm" } else { "tcg" },
+            load: read("/proc/loadavg").split(' ').take(3).collect::<Vec<_>>().join(" "),
+        }
+    }
+
+    fn describe(&self) -> String {
+        format!(
+            "on {} ({} cores, Linux {}), QEMU {}, {}, load average before: {}",
+            self.cpu, self.cores, self.kernel, self.qemu, self.accelerator, self.load
+        )
+    }
+}
+
+/// The command.
+///
+/// # Errors
+/// Whatever keeps the machine from running, or a figure from being taken.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let system = System::load(&args.system)?;
+    let qemu = setup::ensure_all()?;
+    let place = Place::here(&qemu);
+    let built = image::system(&system, &args.system)?;
+    let start = || {
+        let options = Options { name: args.system.clone(), public: true, lacks: Lacks::default() };
+        Machine::start(&system, &built, &options, machine::reserve(0)?, |_| ())
+    };
+    let (text, json) = match &args.what {
+        What::Restart { kills, how, load, plot } => {
+            let figures = restart::measure(start()?, &system, *kills, how.as_deref(), *load)?;
+            plot::outages(plot, &figures.kills)?;
+            (format!("{}plot: {}\n", figures.describe(), plot.display()), serde_json::to_value(figures)?)
+        }
+        What::Boot { runs } => {
+            let figures = boot::measure(start, *runs)?;
+            (figures.describe(), serde_json::to_value(figures)?)
+        }
+        What::Size => {
+            let lines = crate::lint::count_hypervisor()?;
+            let memory = boot::memory(start()?)?;
+            let text =
+                format!("{}\nhypervisor: {lines} lines of Rust\n\n{}", image::describe(&built.weights), memory.0);
+            (text, serde_json::json!({ "images": built.weights, "hypervisor_lines": lines, "memory": memory.1 }))
+        }
+        What::WorldSwitch { mib } => {
+            let figures = world_switch::measure(start()?, mib << 20)?;
+            (figures.describe(), serde_json::to_value(figures)?)
+        }
+    };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "place": place, "figures": json }))?);
+    } else {
+        println!("{}\n\n{text}", place.describe());
+    }
+    Ok(ExitCode::SUCCESS)
+}
