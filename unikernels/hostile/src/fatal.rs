@@ -4,11 +4,12 @@
 pub type Fatal = (&'static str, fn());
 
 /// All of them.
-pub const ALL: [Fatal; 5] = [
+pub const ALL: [Fatal; 6] = [
     ("foreign-memory", foreign_memory),
     ("msr", msr),
     ("vmrun", vmrun),
     ("triple-fault", triple_fault),
+    ("page-tables", page_tables),
     ("halt", halt),
 ];
 
@@ -37,8 +38,17 @@ fn vmrun() {
     };
 }
 
-/// Takes the page tables away from under itself.
+/// Faults with nowhere to go: an interrupt table without entries.
 fn triple_fault() {
+    #[cfg(target_os = "none")]
+    // SAFETY: it is the point of this that no exception can be delivered any more.
+    unsafe {
+        core::arch::asm!("lidt [{}]", "ud2", in(reg) &[0u16; 5])
+    };
+}
+
+/// Takes the page tables away from under itself.
+fn page_tables() {
     #[cfg(target_os = "none")]
     // SAFETY: it is the point of this that nothing is mapped any more afterwards.
     unsafe {

@@ -3,7 +3,7 @@
 //!
 //! Key `abuse`: comma-separated kinds (default: all that a refusal answers): `numbers`, `pointers`, `counts`, `ports`, `grants`,
 //! `physmap`, `vcpu`, `control`, `spam`; and those that end this domain, named one at a time: `foreign-memory`, `msr`,
-//! `vmrun`, `triple-fault`, `halt`. Key `spam-calls`: how many (default 20000).
+//! `vmrun`, `triple-fault`, `page-tables`, `halt`. Key `spam-calls`: how many (default 20000).
 //!
 //! Prints `hostile: KIND WHAT: refused with ERRNO` for each, `hostile: KIND WHAT: WRONG …` where the answer was not the
 //! documented one, and at the end how many of each there were.
