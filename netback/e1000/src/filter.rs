@@ -16,22 +16,17 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Everything: what the uplink of a switch wants, and what needs the fewest writes at start.
+    /// Translates; more addresses than fit become "all". With `open_groups` all multicast is taken whatever the filter
+    /// says (filters may be coarse): the bits of RCTL then depend on nothing but promiscuity.
     #[must_use]
-    pub const fn everything() -> Self {
-        Self { rctl: Rctl::BAM.union(Rctl::UPE).union(Rctl::MPE), exact: Vec::new(), table: None }
-    }
-
-    /// Translates; more addresses than fit become "all".
-    #[must_use]
-    pub fn new(filter: &RxFilter<'_>) -> Self {
+    pub fn new(filter: &RxFilter<'_>, open_groups: bool) -> Self {
         let mut rctl = Rctl::BAM;
         let exact = if filter.promiscuous { None } else { Vec::from_slice(filter.unicast).ok() };
         if exact.is_none() {
             rctl |= Rctl::UPE;
         }
         let mut table = None;
-        if filter.all_multicast {
+        if filter.all_multicast || open_groups {
             rctl |= Rctl::MPE;
         } else {
             let mut words = [0u32; MTA_WORDS];
@@ -78,9 +73,9 @@ mod tests {
     #[test]
     fn too_many_addresses_become_promiscuous() {
         let many = [[2, 0, 0, 0, 0, 1]; 16];
-        let f = Filter::new(&RxFilter { unicast: &many, ..RxFilter::default() });
+        let f = Filter::new(&RxFilter { unicast: &many, ..RxFilter::default() }, false);
         assert!(f.rctl.contains(Rctl::UPE) && f.exact.is_empty());
-        let f = Filter::new(&RxFilter { unicast: &many[..15], ..RxFilter::default() });
+        let f = Filter::new(&RxFilter { unicast: &many[..15], ..RxFilter::default() }, false);
         assert!(!f.rctl.contains(Rctl::UPE) && f.exact.len() == 15);
         assert_eq!(f.table, Some([0; MTA_WORDS]));
     }

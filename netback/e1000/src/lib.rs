@@ -67,12 +67,15 @@ pub struct Config {
     pub rx_delay_us: u32,
     /// The same for sent frames (TIDV; TADV is twice this).
     pub tx_delay_us: u32,
+    /// Take all multicast whatever filter is set. A switch's uplink wants it anyway, and QEMU is deaf for a second after each
+    /// change of the bits in RCTL (see [`start`]); unicast addresses are changed without touching RCTL.
+    pub open_groups: bool,
 }
 
 impl Default for Config {
     /// Frames of 1518 bytes; a received frame interrupts at once, at most 8000 times a second.
     fn default() -> Self {
-        Self { max_frame: STANDARD_FRAME, interrupt_gap_us: 125, rx_delay_us: 0, tx_delay_us: 64 }
+        Self { max_frame: STANDARD_FRAME, interrupt_gap_us: 125, rx_delay_us: 0, tx_delay_us: 64, open_groups: true }
     }
 }
 
@@ -119,7 +122,7 @@ pub struct E1000<M, D, C> {
 }
 
 impl<M: Mmio, D: DmaMemory, C: Clock> E1000<M, D, C> {
-    /// Brings the device from any state to running: rings empty, filter open, interrupts masked. `before` says whether the
+    /// Brings the device from any state to running: rings empty, filter at the station's own address and groups, interrupts masked. `before` says whether the
     /// device could transfer until now; if not, give it bus mastership after this returns.
     ///
     /// # Errors
@@ -130,7 +133,7 @@ impl<M: Mmio, D: DmaMemory, C: Clock> E1000<M, D, C> {
         start::reset(&mmio, &clock, before)?;
         let mac = start::read_mac(&mmio, &clock)?;
         start::set_up(&mmio, &dma, (RX, TX), &mac, &config);
-        let filter = Filter::everything();
+        let filter = Filter::new(&RxFilter::default(), config.open_groups);
         start::apply_filter(&mmio, &filter, &config);
         Ok(Self {
             mmio,
@@ -336,7 +339,7 @@ impl<M: Mmio, D: DmaMemory, C: Clock> Nic for E1000<M, D, C> {
     }
 
     fn set_receive_filter(&mut self, filter: &RxFilter<'_>) {
-        let new = Filter::new(filter);
+        let new = Filter::new(filter, self.config.open_groups);
         if new != self.filter {
             if self.fault.is_none() {
                 start::apply_filter(&self.mmio, &new, &self.config);

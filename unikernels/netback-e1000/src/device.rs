@@ -1,0 +1,62 @@
+//! The device's side of the domain: what the driver's traits mean under libxenrt.
+
+use core::sync::atomic::{Ordering, compiler_fence};
+use libxenrt::device::Mmio as Bar;
+use libxenrt::dma::DmaRegion;
+use netback::nic::{Clock, DmaMemory, Mmio};
+
+/// BAR 0.
+#[derive(Debug)]
+pub struct Registers(pub Bar);
+
+impl Mmio for Registers {
+    fn read32(&self, offset: usize) -> u32 {
+        self.0.read32(offset)
+    }
+    fn write32(&self, offset: usize, value: u32) {
+        // Stores to write-back memory are not passed by a later store to uncached registers (AMD APM 2, 7.4.2); only the compiler
+        // has to be told.
+        compiler_fence(Ordering::SeqCst);
+        self.0.write32(offset, value);
+    }
+}
+
+/// Memory of the descriptor rings.
+#[derive(Debug)]
+pub struct Rings(pub DmaRegion);
+
+impl DmaMemory for Rings {
+    fn device_addr(&self) -> u64 {
+        self.0.device_address()
+    }
+    fn len_bytes(&self) -> usize {
+        self.0.len_bytes()
+    }
+    fn read(&self, offset: usize) -> u32 {
+        self.0.read32(offset)
+    }
+    fn load_acquire(&self, offset: usize) -> u32 {
+        let value = self.0.read32(offset);
+        self.0.read_barrier();
+        value
+    }
+    fn write(&self, offset: usize, value: u32) {
+        self.0.write32(offset, value);
+    }
+}
+
+/// System time.
+#[derive(Clone, Copy, Debug)]
+pub struct PvClock;
+
+impl Clock for PvClock {
+    fn now_us(&self) -> u64 {
+        libxenrt::clock::now().as_micros()
+    }
+    fn pause_us(&self, us: u32) {
+        let until = self.now_us().saturating_add(u64::from(us.min(1000)));
+        while self.now_us() < until {
+            core::hint::spin_loop();
+        }
+    }
+}
