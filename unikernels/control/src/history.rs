@@ -64,6 +64,8 @@ impl From<&DomOp> for Phases {
 pub fn detail(event: &Event) -> String {
     let text = event.text.split(|&b| b == 0).next().unwrap_or_default();
     let text = String::from_utf8_lossy(text);
+    // A panic's last line begins with the word that the cause says already.
+    let text = text.strip_prefix(cause::name(event.cause)).map_or(&*text, |rest| rest.trim_start_matches(": "));
     let [rip, a, b, _] = event.info;
     let numbers = match event.cause {
         cause::CRASH | cause::WATCHDOG | cause::HALT => format!("at {rip:#x}"),
@@ -82,7 +84,7 @@ pub fn detail(event: &Event) -> String {
     };
     match (text.is_empty(), numbers.is_empty()) {
         (true, _) => numbers,
-        (false, true) => text.into_owned(),
+        (false, true) => String::from(text),
         (false, false) => format!("{text} ({numbers})"),
     }
 }

@@ -65,6 +65,16 @@ pub enum Role {
     Guest,
 }
 
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Control => "control",
+            Self::Driver => "driver",
+            Self::Guest => "guest",
+        })
+    }
+}
+
 /// A domain.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]

@@ -45,6 +45,8 @@ pub fn compile(system: &System) -> String {
             out.put(&format!("{home}/backend"), &format!("n{n}"), "");
             out.put(&format!("{home}/backend/vif"), &format!("n{n}"), "");
         }
+        out.put(&format!("/xenolith/domain/{n}"), "r0", "");
+        out.put(&format!("/xenolith/domain/{n}/kind"), "r0", domain.role);
         out.put(&format!("/xenolith/request/{n}"), &format!("n{n}"), "");
         if !domain.may_crash.is_empty() {
             let readable = format!("n0,r{n}");

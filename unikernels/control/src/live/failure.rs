@@ -10,6 +10,20 @@ use control::supervisor::Decision;
 use libxenrt::{DomId, Errno, Instant, clock, hypercall, log};
 use xenstore::Path;
 
+/// A restart that was done.
+#[derive(Clone, Copy)]
+struct Restarted {
+    phases: Phases,
+    entered: Instant,
+}
+
+impl Restarted {
+    /// From a stop to the entry of the new instance.
+    const fn outage_us(&self, stopped_ns: u64) -> u64 {
+        self.entered.as_ns().saturating_sub(stopped_ns) / 1000
+    }
+}
+
 /// Events answered in one go; more wait for the next round.
 const EVENTS: usize = 32;
 
@@ -42,21 +56,20 @@ impl Control {
         if let Some(Err(e)) = restart {
             decision = self.restart_failed(event.domid, e);
         }
-        let done = restart.and_then(Result::ok);
-        let entered = clock::now();
-        self.after_death(event, &decision, ordered, done, entered);
+        self.after_death(event, &decision, ordered, restart.and_then(Result::ok));
     }
 
     /// DOM_RESTART and the store ring. Nothing else may come between a failure and this.
-    fn restart(&mut self, domid: DomId) -> Result<Phases, Errno> {
+    fn restart(&mut self, domid: DomId) -> Result<Restarted, Errno> {
         let mut op = DomOp { domid, ..DomOp::default() };
         let began = clock::now();
         hypercall::dom_restart(&mut op)?;
+        let entered = clock::now();
         self.supervisor.on_restarted(domid, began.as_ns());
         // An order for the instance that is gone must not kill the new one.
         self.forget_order(domid);
         self.attach(domid);
-        Ok(Phases::from(&op))
+        Ok(Restarted { phases: Phases::from(&op), entered })
     }
 
     fn restart_failed(&mut self, domid: DomId, e: Errno) -> Decision {
@@ -82,14 +95,7 @@ impl Control {
         }
     }
 
-    fn after_death(
-        &mut self,
-        event: &Event,
-        decision: &Decision,
-        ordered: bool,
-        phases: Option<Phases>,
-        entered: Instant,
-    ) {
+    fn after_death(&mut self, event: &Event, decision: &Decision, ordered: bool, restarted: Option<Restarted>) {
         let domid = event.domid;
         let action = match decision {
             Decision::Stale => return,
@@ -98,7 +104,7 @@ impl Control {
             Decision::GiveUp { .. } => Action::GaveUp,
             Decision::Leave => Action::Left,
         };
-        let outage_us = phases.map(|_| entered.as_ns().saturating_sub(event.time_ns) / 1000);
+        let (outage_us, phases) = (restarted.map(|r| r.outage_us(event.time_ns)), restarted.map(|r| r.phases));
         let death = Death {
             domid,
             name: String::from(self.name(domid)),
@@ -147,7 +153,7 @@ impl Control {
 
     fn restart_after_wait(&mut self, domid: DomId) {
         match self.restart(domid) {
-            Ok(phases) => self.note_restart(domid, phases),
+            Ok(restarted) => self.note_restart(domid, restarted),
             Err(e) => {
                 let decision = self.restart_failed(domid, e);
                 log::warn!("{} could not be restarted: {e}; {decision:?}", self.name(domid));
@@ -157,11 +163,11 @@ impl Control {
     }
 
     /// Completes the last death of a domain that was restarted later than at once.
-    fn note_restart(&mut self, domid: DomId, phases: Phases) {
-        let now = clock::now().as_ns();
+    fn note_restart(&mut self, domid: DomId, restarted: Restarted) {
+        let phases = restarted.phases;
         let mut outage_us = None;
         if let Some(death) = self.history.last_mut(domid).filter(|d| d.outage_us.is_none()) {
-            outage_us = Some(now.saturating_sub(death.time_ns) / 1000);
+            outage_us = Some(restarted.outage_us(death.time_ns));
             (death.outage_us, death.phases) = (outage_us, Some(phases));
         }
         log::info!("{} restarted", self.name(domid));
@@ -190,8 +196,8 @@ impl Control {
         let began = clock::now();
         let running = self.supervisor.get(domid).is_some_and(|s| s.why.is_empty());
         self.supervisor.order_restart(domid);
-        let phases = self.restart(domid)?;
-        let outage_us = clock::now().since(began).as_micros() as u64;
+        let restarted = self.restart(domid)?;
+        let (outage_us, phases) = (restarted.outage_us(began.as_ns()), restarted.phases);
         if running {
             let death = Death {
                 domid,
@@ -209,7 +215,7 @@ impl Control {
             self.tell_restarted(domid, Some(outage_us), Some(phases));
             self.changed(domid);
         } else {
-            self.note_restart(domid, phases);
+            self.note_restart(domid, restarted);
         }
         Ok((outage_us, phases))
     }
