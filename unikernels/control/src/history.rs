@@ -68,6 +68,7 @@ pub fn detail(event: &Event) -> String {
     let text = text.strip_prefix(cause::name(event.cause)).map_or(&*text, |rest| rest.trim_start_matches(": "));
     let [rip, a, b, _] = event.info;
     let numbers = match event.cause {
+        cause::ADMIN => return String::from("by order"),
         cause::CRASH | cause::WATCHDOG | cause::HALT => format!("at {rip:#x}"),
         cause::TRIPLE_FAULT => format!("at {rip:#x}, cr2 {a:#x}"),
         cause::NPT_FAULT => format!("at {rip:#x}, address {a:#x}, code {b:#x}"),
@@ -207,7 +208,7 @@ mod tests {
         assert_eq!(detail(&port), "at 0x1000, write to port 0x80");
         port.text[..2].copy_from_slice(b"hm");
         assert_eq!(detail(&port), "hm (at 0x1000, write to port 0x80)");
-        assert_eq!(detail(&Event { cause: cause::ADMIN, ..Event::default() }), "");
+        assert_eq!(detail(&Event { cause: cause::ADMIN, ..Event::default() }), "by order");
     }
 
     #[test]
