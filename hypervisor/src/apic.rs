@@ -80,8 +80,10 @@ pub fn map(phys: u64) -> Result<(), MapError> {
 /// Switches this CPU's APIC on; everything masked but the timer, which is stopped.
 pub fn init() {
     let mut base = Msr::new(APIC_BASE);
-    // SAFETY: every 64-bit CPU has this MSR; enabling the APIC where it is expected to be.
-    unsafe { base.write(base.read() | APIC_BASE_ENABLE) };
+    // SAFETY: every 64-bit CPU has this MSR.
+    let old = unsafe { base.read() };
+    // SAFETY: the APIC stays where it is expected to be, and is switched on.
+    unsafe { base.write(old | APIC_BASE_ENABLE) };
     write(SPURIOUS, ENABLE | u32::from(SPURIOUS_VECTOR));
     write(TPR, 0);
     write(LVT_LINT0, MASKED);
@@ -155,8 +157,4 @@ pub fn timer_khz() -> u64 {
 pub fn arm_timer(ns: u64) {
     let ticks = u128::from(ns) * u128::from(timer_khz()) / u128::from(time::MS);
     write(TIMER_INITIAL, u32::try_from(ticks).unwrap_or(u32::MAX).max(1));
-}
-/// No timer interrupt.
-pub fn stop_timer() {
-    write(TIMER_INITIAL, 0);
 }

@@ -22,11 +22,6 @@ pub fn set(vcpu: &Vcpu, kind: Kind, at_ns: Option<u64>) {
         cpu.deadlines.lock().set(vcpu.key, kind, at_ns);
     }
 }
-/// When a deadline is set.
-#[must_use]
-pub fn get(vcpu: &Vcpu, kind: Kind) -> Option<u64> {
-    percpu::get(vcpu.cpu.load(SeqCst))?.deadlines.lock().get(vcpu.key, kind)
-}
 /// Clears all of a vCPU's.
 pub fn clear(vcpu: &Vcpu) {
     if let Some(cpu) = percpu::get(vcpu.cpu.load(SeqCst)) {

@@ -119,8 +119,6 @@ pub struct Domain {
     pub record: bundle::Domain,
     /// Its pristine image: bytes in the bundle, which stays in memory as it came.
     pub image: Box<[Segment]>,
-    /// I/O ports it may use.
-    pub ports: &'static [bundle::Ports],
     /// Its vCPUs by number.
     pub vcpus: Box<[Arc<Vcpu>]>,
     /// Guest-physical memory.
@@ -179,11 +177,6 @@ impl Domain {
     #[must_use]
     pub const fn is_control(&self) -> bool {
         self.record.flags & bundle::flags::CONTROL != 0
-    }
-    /// Whether its vCPUs go before others.
-    #[must_use]
-    pub const fn is_driver(&self) -> bool {
-        self.record.flags & bundle::flags::DRIVER != 0
     }
     /// vCPU by number.
     #[must_use]

@@ -3,11 +3,11 @@
 //! A stop contains the domain at once, on whatever CPU it is noticed: its vCPUs enter no guest any more, its device reaches no
 //! memory. Everything that takes time waits for the control domain's order.
 
-use crate::domain::{self, Domain, pause};
-use crate::vcpu::{Vcpu, state};
+use crate::domain::{Domain, pause};
+use crate::vcpu::state;
 use crate::{deadlines, device, events, grants, hypercall, image, iommu, run, time};
 use abi::xenolith::{self, DomOp, Event, cause};
-use abi::{DomId, Errno, bundle, hvm};
+use abi::{Errno, bundle, hvm};
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use hv_core::lifecycle::EventQueue;
@@ -229,18 +229,4 @@ fn restart_phases(domain: &Arc<Domain>, op: &mut DomOp, phase: &mut impl FnMut()
     image::restore(domain, true);
     op.image_ns = phase();
     prepare(domain).map_err(|_| Errno::ENOSPC)
-}
-
-/// The domain that a *control* command names.
-///
-/// # Errors
-/// `ESRCH`.
-pub fn named(id: DomId) -> Result<Arc<Domain>, Errno> {
-    domain::find(id).ok_or(Errno::ESRCH)
-}
-
-/// Starts a further vCPU that its domain initialised.
-#[must_use]
-pub fn vcpu_up(vcpu: &Arc<Vcpu>) -> bool {
-    run::up(vcpu)
 }

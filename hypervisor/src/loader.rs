@@ -165,7 +165,6 @@ fn build(bundle: &Bundle<'static>, d: &'static bundle::Domain, placed: &mut u32)
         name,
         record: *d,
         image: segments(bundle, d),
-        ports: bundle.ports(d),
         vcpus: (0..)
             .zip(contexts)
             .map(|(id, context)| {

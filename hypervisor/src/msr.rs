@@ -96,7 +96,7 @@ fn hypercall_page(domain: &Domain, addr: u64) -> bool {
             *to = from;
         }
     }
-    if addr % PAGE_SIZE as u64 != 0 {
+    if !addr.is_multiple_of(PAGE_SIZE as u64) {
         return false;
     }
     let p2m = domain.p2m.lock();

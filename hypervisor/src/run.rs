@@ -262,9 +262,7 @@ fn offer_upcall(domain: &Domain, vcpu: &Vcpu, context: &mut Context) {
     let vmcb = context.vmcb();
     let (c, s) = (&mut vmcb.control, &vmcb.save);
     c.v_intr &= !(v_intr::V_IRQ | v_intr::V_IGN_TPR);
-    if let [first, _] = &mut c.intercepts {
-        *first &= !intercept::VINTR;
-    }
+    c.intercepts[0] &= !intercept::VINTR;
     let Some(vector) = vector else { return };
     let open = s.rflags & crate::context::RFLAGS_IF != 0 && c.interrupt_shadow & 1 == 0;
     if open && !Event(c.eventinj).is_valid() {
@@ -272,9 +270,7 @@ fn offer_upcall(domain: &Domain, vcpu: &Vcpu, context: &mut Context) {
         return;
     }
     c.v_intr |= v_intr::V_IRQ | v_intr::V_IGN_TPR;
-    if let [first, _] = &mut c.intercepts {
-        *first |= intercept::VINTR;
-    }
+    c.intercepts[0] |= intercept::VINTR;
 }
 
 /// The vector by which the guest wants upcalls, if by any.

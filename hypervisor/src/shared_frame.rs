@@ -3,7 +3,7 @@
 
 use crate::mem;
 use abi::PAGE_SIZE;
-use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 use hv_core::Mfn;
 
 /// See the module.
@@ -43,7 +43,6 @@ impl SharedFrame {
         self.0
     }
     word!(u8_at, AtomicU8);
-    word!(u16_at, AtomicU16);
     word!(u32_at, AtomicU32);
     word!(u64_at, AtomicU64);
 

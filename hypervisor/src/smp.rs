@@ -76,8 +76,7 @@ pub fn announce() {
 }
 
 fn prepare(slots: [u64; 4]) {
-    // SAFETY: symbols of the asm above; only their addresses are used.
-    let (start, at, end) = unsafe { (&raw const trampoline_start, &raw const trampoline_slots, &raw const trampoline_end) };
+    let (start, at, end) = (&raw const trampoline_start, &raw const trampoline_slots, &raw const trampoline_end);
     let to = mem::direct(TRAMPOLINE);
     // SAFETY: low memory is never given to anyone (`boot::info::LOW_MEMORY`), and the code is shorter than a page.
     unsafe { mem::copy_bytes(to, start, end.addr() - start.addr()) };

@@ -3,7 +3,7 @@
 
 use crate::{apic, cpu, deadlines, irq, percpu};
 use core::arch::global_asm;
-use spin::Lazy;
+use spin::LazyLock;
 use x86_64::VirtAddr;
 use x86_64::structures::idt::InterruptDescriptorTable;
 
@@ -59,7 +59,7 @@ unsafe extern "C" {
     static trap_stubs: u8;
 }
 
-static IDT: Lazy<InterruptDescriptorTable> = Lazy::new(|| {
+static IDT: LazyLock<InterruptDescriptorTable> = LazyLock::new(|| {
     let mut idt = InterruptDescriptorTable::new();
     // SAFETY: a symbol of the asm above; only its address is used.
     let base = core::ptr::from_ref(unsafe { &trap_stubs }).addr() as u64;

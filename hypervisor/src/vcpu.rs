@@ -32,6 +32,7 @@ pub mod state {
 
 /// What a vCPU that does not run waits for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "there is one per vCPU, and a poll must not allocate")]
 pub enum Wait {
     /// Nothing.
     #[default]

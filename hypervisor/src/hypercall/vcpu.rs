@@ -50,7 +50,7 @@ pub fn call(caller: &Caller<'_>, [cmd, id, arg, ..]: [u64; 5]) -> Result<i64, Er
 fn register_info(domain: &Domain, caller: &Vcpu, vcpu: &Arc<Vcpu>, op: &RegisterVcpuInfo) -> Result<(), Errno> {
     let offset = op.offset as usize;
     let others = vcpu.id != caller.id && vcpu.state.load(SeqCst) != state::DOWN;
-    if offset > PAGE_SIZE - vcpu_info::SIZE || offset % 8 != 0 || others || vcpu.info_addr.load(SeqCst) != 0 {
+    if offset > PAGE_SIZE - vcpu_info::SIZE || !offset.is_multiple_of(8) || others || vcpu.info_addr.load(SeqCst) != 0 {
         return Err(Errno::EINVAL);
     }
     let p2m = domain.p2m.lock();
