@@ -2,10 +2,12 @@
 //! where its configuration says so.
 //!
 //! Keys: `ticks` (how many, default 3), `tick-ms` (default 100), `crash` (`KIND[:COUNT]`, committed after the ticks on the
-//! first `crash-times` generations, default 1), `watchdog-ms` (arms the watchdog).
+//! first `crash-times` generations, default 1), `watchdog-ms` (arms the watchdog), `serve` (`yes`: afterwards serve the xenstore
+//! connection, and with it crash orders, for good).
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 use core::time::Duration;
+use libxenrt::store::{Store, Transaction};
 use libxenrt::{clock, config::config, crash, event, identity, log, watchdog::Watchdog};
 
 libxenrt::main!(run);
@@ -38,5 +40,31 @@ fn run() {
         log::info!("about to commit {}", order.kind.name());
         crash::commit(order.kind);
     }
+    if config.get("serve") == Some("yes") {
+        serve(watchdog.as_mut(), period);
+    }
     log::info!("bye");
+}
+
+/// Serves the store connection until it breaks; passes a crash point per event and per period.
+fn serve(mut watchdog: Option<&mut Watchdog>, period: Duration) {
+    let mut store = match Store::open() {
+        Ok(store) => store,
+        Err(e) => return log::error!("no xenstore: {e:?}"),
+    };
+    match store.read(Transaction::NONE, "name") {
+        Ok(name) => log::info!("xenstore knows this domain as {name}"),
+        Err(e) => log::error!("name not readable: {e:?}"),
+    }
+    loop {
+        crash::point();
+        match store.wait_event(clock::now() + period) {
+            Ok(Some(event)) => log::info!("{} changed", event.path),
+            Ok(None) => {}
+            Err(e) => return log::error!("xenstore broke: {e:?}"),
+        }
+        if let Some(watchdog) = &mut watchdog {
+            watchdog.feed(clock::now());
+        }
+    }
 }
