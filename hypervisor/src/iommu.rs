@@ -103,7 +103,7 @@ struct Iommu {
     caches_absent: bool,
     spaces: BTreeMap<DomId, Space>,
     interrupts: BTreeMap<u16, Mfn>,
-    /// Units that log no faults, see [`SILENT_ID`].
+    /// Units that may not log faults, see [`QEMU`].
     silent: Vec<Bdf>,
     events_dropped: u64,
 }
@@ -114,10 +114,12 @@ static IOMMU: Mutex<Option<Iommu>> = Mutex::new(None);
 const NOBODY: u8 = 0;
 /// Faults handled per interrupt; the rest at the next.
 const BATCH: usize = 64;
-/// QEMU's unit before 10.1, device << 16 | vendor. As Debian builds it (7.2 and 10.0 looked at), it writes no event at all: the
-/// compiler drops the call behind an undefined shift. What is left of a fault is Signaled Target Abort in the unit's PCI STATUS:
-/// that there was one, not whose and where. All its suspects are stopped then, those whose devices may master the bus.
-const SILENT_ID: u32 = 0x0008_1022;
+/// Subsystem of QEMU's unit. As Debian builds 7.2 and 10.0, it writes no event at all: the compiler drops the call behind an
+/// undefined shift. What is left of a fault is Signaled Target Abort in the unit's PCI STATUS: that there was one, not whose
+/// and where. All its suspects are stopped then: those whose devices may master the bus. A unit that has once
+/// written an event is trusted to write them all.
+const QEMU: u32 = 0x1100_1AF4;
+const SUBSYSTEM: u16 = 0x2C;
 /// Signaled Target Abort, in the word of COMMAND and STATUS; written 1 to clear.
 const ABORTED: u32 = 1 << 27;
 /// How often silent units are looked at besides at each interrupt of a device, ns.
@@ -177,8 +179,7 @@ pub fn init(platform: &Platform) -> Result<(), IommuError> {
         // NpCache, bit 26 of the capability header.
         this.caches_absent |= pci::Space.read(bdf, unit.capability & 0xFC) & 1 << 26 != 0;
         announce_events(bdf);
-        if pci::Space.read(bdf, reg::ID) == SILENT_ID {
-            log::warn!("AMD-Vi unit {bdf} is QEMU's of before 10.1: faults are told without their address");
+        if pci::Space.read(bdf, SUBSYSTEM) == QEMU {
             this.silent.push(bdf);
         }
         log::info!("AMD-Vi unit {bdf} at {:#x}: every device denied", unit.base);
@@ -371,6 +372,8 @@ pub fn poll() {
         for n in 0..i.units.len() {
             for _ in 0..BATCH {
                 let Some(event) = i.units.get_mut(n).and_then(Unit::next_event) else { break };
+                i.silent.clear();
+                NEXT_POLL_NS.store(u64::MAX, SeqCst);
                 match i.owner(event.device) {
                     Some(dom) if event.is_devices() => {
                         if blame.iter().all(|(known, _)| *known != dom) {

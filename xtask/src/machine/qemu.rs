@@ -39,7 +39,7 @@ pub fn arguments(
     put(&["-smp", &machine.cpus.to_string(), "-m", &format!("{}M", machine.memory.0 >> 20)]);
     put(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     if !lacks.iommu {
-        put(&["-device", "amd-iommu,intremap=on"]);
+        put(&["-device", "amd-iommu,intremap=on,pt=off"]);
     }
     put(&["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
     for (i, nic) in machine.nics.iter().enumerate() {
@@ -153,7 +153,7 @@ mod tests {
         assert!(bare.contains(",+npt,-npt ") && !bare.contains("amd-iommu"), "{bare}");
         for part in [
             "-machine q35 -accel tcg,thread=multi -cpu EPYC,+svm,+npt -smp 2 -m 64M",
-            "-device amd-iommu,intremap=on",
+            "-device amd-iommu,intremap=on,pt=off",
             "-netdev stream,id=n0,server=off,addr.type=unix,addr.path=/run/net0",
             "-device e1000,netdev=n0,addr=0x3,mac=52:54:00:00:00:01",
             "-chardev socket,id=com2,path=/run/com2,server=off -serial chardev:com2",
