@@ -66,6 +66,12 @@ pub fn next_event() -> Option<Event> {
     EVENTS.lock().pop()
 }
 
+/// Whether there are events not yet fetched.
+#[must_use]
+pub fn has_events() -> bool {
+    !EVENTS.lock().is_empty()
+}
+
 fn kick_all(domain: &Domain) {
     for vcpu in &domain.vcpus {
         if vcpu.in_guest.load(SeqCst) {

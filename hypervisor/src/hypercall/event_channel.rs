@@ -1,7 +1,8 @@
 //! `event_channel_op`. The table is `hv_core::evtchn`; delivery is [`crate::events`].
 
 use super::Caller;
-use crate::{events, irq};
+use crate::{events, irq, lifecycle};
+use abi::evtchn::VIRQ_DOM_EXC;
 use abi::{DomId, Errno, EvtchnPort};
 use hv_core::args::EventChannelOp as Op;
 use hv_core::evtchn::Channel;
@@ -25,7 +26,12 @@ pub fn call(caller: &Caller<'_>, cmd: u64, arg: u64) -> Result<i64, Errno> {
         }
         Op::BindVirq(mut op) => {
             op.port = events::table().bind_virq(own, op.virq, op.vcpu)?;
-            answer(caller, arg, &op, op.port)
+            let result = answer(caller, arg, &op, op.port)?;
+            // A domain may have stopped before the control domain was ready to hear of it.
+            if op.virq == VIRQ_DOM_EXC && caller.domain.is_control() && lifecycle::has_events() {
+                events::tell_control();
+            }
+            Ok(result)
         }
         Op::BindPirq(mut op) => {
             // Whose line it is comes first: a refusal here has changed nothing.

@@ -94,7 +94,8 @@ impl Exit {
             0x81 => Self::Vmmcall,
             code @ (0x73 | 0x7a | 0x80 | 0x82..=0x86 | 0x8a..=0x8d) => Self::Forbidden(code),
             0x400 => Self::NestedPageFault { error: c.exitinfo1, gpa: c.exitinfo2 },
-            u64::MAX => Self::Invalid,
+            // QEMU stores the -1 as 32 bits.
+            u64::MAX | 0xffff_ffff => Self::Invalid,
             code => Self::Unknown(code),
         }
     }
@@ -130,6 +131,7 @@ mod tests {
         assert_eq!(Exit::decode(&control(0x7c, 1, 0)), Exit::Msr(true));
         assert_eq!(Exit::decode(&control(0x400, 6, 0xfee0_0000)), Exit::NestedPageFault { error: 6, gpa: 0xfee0_0000 });
         assert_eq!(Exit::decode(&control(u64::MAX, 0, 0)), Exit::Invalid);
+        assert_eq!(Exit::decode(&control(0xffff_ffff, 0, 0)), Exit::Invalid);
         assert_eq!(Exit::decode(&control(0x402, 0, 0)), Exit::Unknown(0x402));
         assert_eq!(Exit::Vmmcall.instruction_len(), 3);
     }

@@ -52,7 +52,7 @@ fn page_tables() {
     #[cfg(target_os = "none")]
     // SAFETY: it is the point of this that nothing is mapped any more afterwards.
     unsafe {
-        core::arch::asm!("mov cr3, {}", in(reg) 0x7000_0000_0000u64)
+        core::arch::asm!("mov cr3, {}", in(reg) 0x70_0000_0000u64)
     };
 }
 
