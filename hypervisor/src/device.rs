@@ -6,11 +6,13 @@
 //! Authority over configuration space ends here: owners read their function, and write two bits of it (`hv_core::pci`).
 
 use crate::domain::Domain;
-use crate::irq::{self, LineError, Source};
+use crate::irq::{self, Source};
 use crate::{acpi, iommu, mem, pci, time};
 use abi::bundle::special;
 use abi::xenolith::{self, DeviceInfo, PciAccess};
 use abi::{DomId, Errno, bundle};
+use alloc::format;
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -18,7 +20,7 @@ use hv_core::frames::Owner;
 use hv_core::pci as core_pci;
 use hv_core::pci::{Bar, Bdf, Config, Reset, cap, capability, command, reg};
 use hv_core::{Dfn, Gfn, Mfn};
-use hv_npt::{MapError, Rights};
+use hv_npt::{Leaf, MapError, Rights};
 use spin::RwLock;
 
 /// An assigned function.
@@ -45,77 +47,16 @@ const FLR_NS: u64 = 100 * time::MS;
 const D3_NS: u64 = 10 * time::MS;
 const PAGE: u64 = abi::PAGE_SIZE as u64;
 
-/// Why a device cannot be given to a domain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceError {
-    /// Nothing answers there.
-    Absent(Bdf),
-    /// Another device than the bundle says.
-    OtherId {
-        /// Where.
-        bdf: Bdf,
-        /// Found (device << 16 | vendor).
-        found: u32,
-        /// Wanted.
-        wanted: u32,
-    },
-    /// A bridge, or the IOMMU itself: never assigned.
-    NotAssignable(Bdf),
-    /// A memory BAR shares its page with something else.
-    SubPageBar {
-        /// Whose.
-        bdf: Bdf,
-        /// Its number.
-        bar: usize,
-        /// Its bytes.
-        len: u64,
-    },
-    /// No interrupt: no MSI, and INTx cannot be traced on this chipset without AML.
-    NoInterrupt(Bdf),
-    /// Its interrupt cannot be had.
-    Line(Bdf, LineError),
-    /// An ISA interrupt of the bundle cannot be had.
-    Isa(u32, LineError),
-    /// No memory for its tables.
-    NoMemory(Bdf),
-}
-
-impl core::fmt::Display for DeviceError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::Absent(bdf) => write!(f, "there is no PCI device {bdf}"),
-            Self::OtherId { bdf, found, wanted } => write!(
-                f,
-                "PCI device {bdf} is {:04x}:{:04x}, not {:04x}:{:04x}",
-                found & 0xFFFF,
-                found >> 16,
-                wanted & 0xFFFF,
-                wanted >> 16
-            ),
-            Self::NotAssignable(bdf) => write!(f, "PCI device {bdf} is a bridge or an IOMMU and cannot be assigned"),
-            Self::SubPageBar { bdf, bar, len } => {
-                write!(f, "BAR {bar} of PCI device {bdf} has {len} bytes: less than a page cannot be given away safely")
-            }
-            Self::NoInterrupt(bdf) => {
-                write!(f, "PCI device {bdf} has no MSI, and the chipset's INTx wiring is not known")
-            }
-            Self::Line(bdf, e) => write!(f, "the interrupt of PCI device {bdf} cannot be had: {e:?}"),
-            Self::Isa(irq, e) => write!(f, "ISA interrupt {irq} cannot be had: {e:?}"),
-            Self::NoMemory(bdf) => write!(f, "no memory for the tables of PCI device {bdf}"),
-        }
-    }
-}
-
 /// Finds, checks and quietens what the bundle gives to a domain. Once per domain at boot, on the boot CPU.
 ///
 /// # Errors
-/// [`DeviceError`]; the domain must not be started then.
-pub fn claim(owner: DomId, devices: &[bundle::Device], ports: &[bundle::Ports]) -> Result<(), DeviceError> {
+/// What is wrong with which device, for people; the domain must not be started then.
+pub fn claim(owner: DomId, devices: &[bundle::Device], ports: &[bundle::Ports]) -> Result<(), String> {
     for port in ports.iter().filter(|p| p.irq != 0) {
         let o = u8::try_from(port.irq).ok().zip(acpi::platform()).map(|(irq, p)| p.isa_irq(irq));
-        let o = o.ok_or(DeviceError::Isa(port.irq, LineError::NoPin(port.irq)))?;
+        let o = o.ok_or_else(|| format!("there is no ISA interrupt {}", port.irq))?;
         let source = Source::Gsi { gsi: o.gsi, level: o.level, low: o.low };
-        irq::claim(owner, source, Some(port.irq)).map_err(|e| DeviceError::Isa(port.irq, e))?;
+        irq::claim(owner, source, Some(port.irq)).map_err(|e| format!("ISA interrupt {}: {e}", port.irq))?;
     }
     for record in devices {
         let device = find_device(owner, record)?;
@@ -132,19 +73,20 @@ pub fn claim(owner: DomId, devices: &[bundle::Device], ports: &[bundle::Ports]) 
     Ok(())
 }
 
-fn find_device(owner: DomId, record: &bundle::Device) -> Result<Device, DeviceError> {
+fn find_device(owner: DomId, record: &bundle::Device) -> Result<Device, String> {
     let (space, bdf) = (&pci::Space, Bdf(record.bdf));
     if record.segment != 0 || !core_pci::present(space, bdf) {
-        return Err(DeviceError::Absent(bdf));
+        return Err(format!("there is no PCI device {bdf}"));
     }
     let id = space.read(bdf, reg::ID);
     if record.id != 0 && record.id != id {
-        return Err(DeviceError::OtherId { bdf, found: id, wanted: record.id });
+        let name = |id: u32| format!("{:04x}:{:04x}", id & 0xFFFF, id >> 16);
+        return Err(format!("PCI device {bdf} is {}, not {}", name(id), name(record.id)));
     }
     let class = space.read(bdf, reg::CLASS);
     let iommu = acpi::platform().and_then(|p| p.ivrs.as_ref()).is_some_and(|i| i.iommus.iter().any(|u| u.bdf == bdf.0));
     if iommu || class >> 24 == 6 || space.read(bdf, reg::HEADER) >> 16 & 0x7F != 0 {
-        return Err(DeviceError::NotAssignable(bdf));
+        return Err(format!("PCI device {bdf} is a bridge or an IOMMU and cannot be assigned"));
     }
     set_command(bdf, 0, command::BUS_MASTER);
     let bars = core_pci::size_bars(space, bdf);
@@ -152,13 +94,14 @@ fn find_device(owner: DomId, record: &bundle::Device) -> Result<Device, DeviceEr
         if let Some(Bar::Memory { addr, len, .. }) = *bar
             && (!addr.is_multiple_of(PAGE) || !len.is_multiple_of(PAGE))
         {
-            return Err(DeviceError::SubPageBar { bdf, bar: number, len });
+            return Err(format!("BAR {number} of PCI device {bdf} has {len} bytes: it shares its page with others"));
         }
     }
     let message = [cap::MSI, cap::MSIX].into_iter().any(|id| capability(space, bdf, id).is_some());
     let source = if message { Some(Source::Message(bdf)) } else { intx(bdf) };
-    let source = source.ok_or(DeviceError::NoInterrupt(bdf))?;
-    let pirq = irq::claim(owner, source, None).map_err(|e| DeviceError::Line(bdf, e))?;
+    let source =
+        source.ok_or_else(|| format!("PCI device {bdf} has no MSI, and the chipset's INTx wiring is not known"))?;
+    let pirq = irq::claim(owner, source, None).map_err(|e| format!("PCI device {bdf}: {e}"))?;
     Ok(Device {
         bdf,
         owner,
@@ -284,18 +227,36 @@ pub fn contain(dom: DomId) {
 /// an instance, with its memory in place. Bus mastering stays off until the driver asks for it.
 ///
 /// # Errors
-/// [`DeviceError::NoMemory`].
-pub fn attach(domain: &Domain) -> Result<(), DeviceError> {
+/// [`MapError::NoMemory`].
+pub fn attach(domain: &Domain) -> Result<(), MapError> {
     for device in of(domain.id) {
-        let no_memory = DeviceError::NoMemory(device.bdf);
         device.restore();
-        iommu::attach(domain.id, device.bdf).ok_or(no_memory)?;
-        map_bars(domain, &device).map_err(|_| no_memory)?;
-        map_ram(domain).map_err(|_| no_memory)?;
+        iommu::attach(domain.id, device.bdf).ok_or(MapError::NoMemory)?;
+        map_bars(domain, &device)?;
+        map_ram(domain)?;
         iommu::flush(domain.id);
         device.attached.store(true, SeqCst);
     }
+    audit(domain);
     Ok(())
+}
+
+/// Checks the table of `docs/isolation.md` as it must be before an instance is entered: the CPU reaches the domain's RAM and BARs,
+/// its devices that RAM, and neither anything else.
+///
+/// # Panics
+/// If not: then this hypervisor is broken, and it stops before anyone else's memory is.
+fn audit(domain: &Domain) {
+    let end = domain.special_gfn(special::CONSOLE).0;
+    let bars: Vec<_> = of(domain.id).iter().flat_map(|d| d.memory_bars().collect::<Vec<_>>()).collect();
+    let check = |who: &str, at: u64, leaf: Leaf, limit: u64| {
+        let mmio = leaf.rights.contains(Rights::UNCACHED);
+        let bar = bars.iter().any(|&(first, n)| at >= first && at + leaf.run <= first + n && leaf.mfn.0 == at);
+        let ram = at + leaf.run <= limit && owned_run(domain.id, leaf.mfn, leaf.run) == leaf.run;
+        assert!(if mmio { bar } else { ram }, "{who} of {} reaches {} at {at:#x}: not its own", domain.name, leaf.mfn);
+    };
+    domain.p2m.lock().each_leaf(&mut |at, leaf| check("the CPU", at, leaf, domain.mem_frames()));
+    iommu::each_leaf(domain.id, &mut |at, leaf| check("a device", at, leaf, end));
 }
 
 /// The owner's RAM at its own guest-physical addresses.

@@ -61,6 +61,10 @@ impl P2m {
     pub fn unmap(&mut self, at: Gfn, pages: u64) -> Result<Flush, MapError> {
         self.tree.unmap(&mut Tables, at, pages)
     }
+    /// Calls `f` with each mapped place.
+    pub fn each_leaf(&self, f: &mut impl FnMut(u64, Leaf)) {
+        self.tree.each_leaf(&Tables, f);
+    }
     /// Frees tables that became empty, after the flush.
     pub fn reclaim(&mut self) {
         self.tree.reclaim(&mut Tables);

@@ -11,6 +11,7 @@ use crate::{irq, paging, pci, percpu, time};
 use abi::DomId;
 use abi::xenolith::{self, cause};
 use alloc::collections::BTreeMap;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
@@ -21,28 +22,8 @@ use hv_core::acpi::{Ivrs, Platform};
 use hv_core::frames::Owner;
 use hv_core::pci::{Bdf, Config, capability, command, reg};
 use hv_core::{Dfn, Mfn};
-use hv_npt::{DeviceTree, MapError, Rights};
+use hv_npt::{DeviceTree, Leaf, MapError, Rights};
 use spin::Mutex;
-
-/// Why the machine's IOMMU cannot be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IommuError {
-    /// The firmware describes none.
-    Missing,
-    /// No contiguous memory for its tables.
-    NoMemory,
-    /// It does not answer.
-    Dead(u64),
-}
-impl core::fmt::Display for IommuError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::Missing => f.write_str("no IOMMU: the firmware has no IVRS table with an AMD-Vi unit"),
-            Self::NoMemory => f.write_str("no memory for the IOMMU's tables"),
-            Self::Dead(base) => write!(f, "the IOMMU at {base:#x} does not carry out commands"),
-        }
-    }
-}
 
 /// A unit's registers, and memory by its physical address.
 #[derive(Debug)]
@@ -130,10 +111,13 @@ pub const UNKNOWN: u64 = u64::MAX;
 /// When silent units are to be looked at, ns; `u64::MAX` = never: there is none, or no device is attached.
 static NEXT_POLL_NS: AtomicU64 = AtomicU64::new(u64::MAX);
 
-fn contiguous(bytes: u64) -> Result<Mfn, IommuError> {
+const MISSING: &str = "no IOMMU: the firmware has no IVRS table with an AMD-Vi unit";
+const NO_MEMORY: &str = "no memory for the IOMMU's tables";
+
+fn contiguous(bytes: u64) -> Result<Mfn, &'static str> {
     let order = (bytes / 4096).next_power_of_two().trailing_zeros();
     let first = mem::frames().allocate_contiguous(Owner::Hypervisor, order, mem::ANYWHERE);
-    let first = first.map_err(|_| IommuError::NoMemory)?;
+    let first = first.map_err(|_| NO_MEMORY)?;
     // SAFETY: fresh frames of the hypervisor, which nobody refers to.
     unsafe { mem::zero_bytes(mem::direct(first.addr()), 4096 << order) };
     Ok(first)
@@ -145,13 +129,17 @@ fn check(result: Result<(), Timeout>) {
     }
 }
 
+fn dead(base: u64) -> String {
+    alloc::format!("the IOMMU at {base:#x} does not carry out commands")
+}
+
 /// Switches the IOMMUs on with every device denied. On the boot CPU, before the others run.
 ///
 /// # Errors
-/// [`IommuError`].
-pub fn init(platform: &Platform) -> Result<(), IommuError> {
-    let ivrs = platform.ivrs.clone().filter(|i| !i.iommus.is_empty()).ok_or(IommuError::Missing)?;
-    let empty = DeviceTree::new(&mut Tables).ok_or(IommuError::NoMemory)?.root();
+/// What is missing, for people.
+pub fn init(platform: &Platform) -> Result<(), String> {
+    let ivrs = platform.ivrs.clone().filter(|i| !i.iommus.is_empty()).ok_or(MISSING)?;
+    let empty = DeviceTree::new(&mut Tables).ok_or(NO_MEMORY)?.root();
     let device_table = contiguous(DEVICE_TABLE_BYTES)?;
     let completions = contiguous(4096)?.addr();
     let mut this = Iommu {
@@ -166,15 +154,14 @@ pub fn init(platform: &Platform) -> Result<(), IommuError> {
     };
     let denied = this.denied(false);
     for (n, unit) in (0u64..).zip(&this.ivrs.iommus) {
-        let dead = IommuError::Dead(unit.base);
-        let registers = paging::map_mmio(unit.base, 0x4000).map_err(|_| IommuError::NoMemory)?;
+        let registers = paging::map_mmio(unit.base, 0x4000).map_err(|_| NO_MEMORY)?;
         let machine = Machine { registers };
         if n == 0 {
             deny_all(&machine, device_table, &denied);
         }
         let (commands, log) = (contiguous(COMMAND_BYTES)?, contiguous(LOG_BYTES)?);
         let layout = Layout { device_table, commands, log, completion: completions + n % 512 * 8 };
-        this.units.push(Unit::enable(machine, layout).map_err(|Timeout| dead)?);
+        this.units.push(Unit::enable(machine, layout).map_err(|Timeout| dead(unit.base))?);
         let bdf = Bdf(unit.bdf);
         // NpCache, bit 26 of the capability header.
         this.caches_absent |= pci::Space.read(bdf, unit.capability & 0xFC) & 1 << 26 != 0;
@@ -186,7 +173,7 @@ pub fn init(platform: &Platform) -> Result<(), IommuError> {
     }
     let ioapics: Vec<u16> = this.ivrs.iommus.iter().flat_map(|i| &i.ioapics).map(|&(_, id)| id).collect();
     for id in ioapics {
-        let table = this.interrupt_table(id).ok_or(IommuError::NoMemory)?;
+        let table = this.interrupt_table(id).ok_or(NO_MEMORY)?;
         let entry = DeviceEntry { interrupts: Some(table), ..denied };
         check(this.set(id, &entry, NOBODY));
     }
@@ -356,6 +343,11 @@ pub fn flush(dom: DomId) {
         space.tree.reclaim(&mut Tables);
         space.dirty = false;
     });
+}
+
+/// Calls `f` with each place a domain's devices reach.
+pub fn each_leaf(dom: DomId, f: &mut impl FnMut(u64, Leaf)) {
+    with(|i| i.spaces.get(&dom).map(|s| s.tree.each_leaf(&Tables, f)));
 }
 
 /// Frames of tables held for a domain's devices.

@@ -10,6 +10,8 @@ use crate::lifecycle::{self, Cause};
 use crate::{device, events, ioapic, iommu, percpu, time};
 use abi::xenolith::cause;
 use abi::{DomId, Errno};
+use alloc::format;
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -63,40 +65,28 @@ static LINES: RwLock<Vec<Arc<Line>>> = RwLock::new(Vec::new());
 /// When a throttled line is to be looked at next, ns; `u64::MAX` = none is.
 static NEXT_NS: AtomicU64 = AtomicU64::new(u64::MAX);
 
-/// Why a line cannot be had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LineError {
-    /// Another domain's device shares the pin: neither could be kept from the other.
-    Shared {
-        /// The pin.
-        gsi: u32,
-        /// Its owner.
-        owner: DomId,
-    },
-    /// No IO-APIC has the pin, or the IVRS does not say as whom that IO-APIC interrupts.
-    NoPin(u32),
-    /// No vector is left.
-    NoVector,
-}
-
 /// Makes a line known: `pirq` is its number for the owner, by default its GSI or a number above all GSIs.
 ///
 /// # Errors
-/// [`LineError`].
-pub fn claim(owner: DomId, source: Source, pirq: Option<u32>) -> Result<u32, LineError> {
+/// For people: no IO-APIC has the pin, another domain's device shares it (neither could be kept from the other), no vector is left.
+pub fn claim(owner: DomId, source: Source, pirq: Option<u32>) -> Result<u32, String> {
     let mut lines = LINES.write();
     if let Source::Gsi { gsi, .. } = source {
         let same = |l: &&Arc<Line>| matches!(l.source, Source::Gsi { gsi: other, .. } if other == gsi);
         match lines.iter().find(same) {
-            Some(line) if line.owner != owner => return Err(LineError::Shared { gsi, owner: line.owner }),
+            Some(line) if line.owner != owner => {
+                return Err(format!("its interrupt, GSI {gsi}, is shared with domain {}", line.owner));
+            }
             Some(line) => return Ok(line.pirq),
             None => {}
         }
-        ioapic::id(gsi).and_then(iommu::ioapic_requester).ok_or(LineError::NoPin(gsi))?;
+        ioapic::id(gsi)
+            .and_then(iommu::ioapic_requester)
+            .ok_or_else(|| format!("no IO-APIC behind an IOMMU has GSI {gsi}"))?;
     }
     let count = lines.len();
     let vector = u8::try_from(count).ok().and_then(|n| FIRST_VECTOR.checked_add(n)).filter(|&v| v < IOMMU_VECTOR);
-    let vector = vector.ok_or(LineError::NoVector)?;
+    let vector = vector.ok_or("no interrupt vector is left")?;
     let pirq = pirq.unwrap_or(match source {
         Source::Gsi { gsi, .. } => gsi,
         Source::Message(_) => FIRST_MSI_PIRQ + count as u32,

@@ -62,7 +62,7 @@ fn take_over(info: &BootInfo, tsc: u64, boot_cpu: &'static PerCpu) -> Result<(),
     apic::calibrate();
     pci::init(platform);
     ioapic::init(&platform.ioapics);
-    iommu::init(platform).map_err(|e| e.to_string())?;
+    iommu::init(platform)?;
     smp::start(&platform.lapics, start_other);
     log::info!(
         "{} CPUs, TSC {} MHz, APIC timer {} MHz, {asids} ASIDs",

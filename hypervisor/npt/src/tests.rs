@@ -190,6 +190,11 @@ fn compare<F: Format>(ops: &[Op], limit: usize, from: impl Fn(u64) -> F::From) -
             Err(e) => prop_assert!(false, "{e:?}"),
         }
         prop_assert_eq!(tree.tables(), store.frames.len() as u64);
+        let mut all = BTreeMap::new();
+        tree.each_leaf(&store, &mut |at, leaf| {
+            all.extend((0..leaf.run).map(|n| (at + n, (leaf.mfn.0 + n, leaf.rights))))
+        });
+        prop_assert!(all == model, "the leaves are not the map after {op:?}");
         for f in (0..4096u64).chain((1 << 18) - 700..(1 << 18) + 1900) {
             let leaf = tree.translate(&store, from(f));
             prop_assert_eq!(leaf.map(|l| (l.mfn.0, l.rights)), model.get(&f).copied(), "frame {:#x} after {:?}", f, op);

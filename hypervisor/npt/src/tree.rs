@@ -197,6 +197,21 @@ impl<F: Format> Tree<F> {
         None
     }
 
+    /// Calls `f` with each mapped place: its first frame, and the whole leaf there. In ascending order.
+    pub fn each_leaf<S: FrameStore>(&self, store: &S, f: &mut impl FnMut(u64, Leaf)) {
+        Self::each_below(store, self.root, F::LEVELS, 0, f);
+    }
+
+    fn each_below<S: FrameStore>(store: &S, table: Mfn, level: u32, base: u64, f: &mut impl FnMut(u64, Leaf)) {
+        for (i, at) in (0..ENTRIES).zip((base..).step_by(span(level) as usize)) {
+            match F::decode(store.read(table, i), level) {
+                Entry::Empty => {}
+                Entry::Table(next) => Self::each_below(store, next, level.saturating_sub(1), at, f),
+                Entry::Leaf(mfn, rights) => f(at, Leaf { mfn, rights, run: span(level) }),
+            }
+        }
+    }
+
     /// Frees the tables that earlier changes emptied. The caller has flushed those changes, walk caches included.
     pub fn reclaim<S: FrameStore>(&mut self, store: &mut S) {
         while let Some(table) = self.retired {
