@@ -1,4 +1,5 @@
-//! The last deaths of domains, newest first: what people ask for after the fact. Bounded.
+//! The last deaths of domains, newest first: what people ask for after the fact. Bounded, and all of its memory is taken at
+//! the start, so that a domain that dies for the hundredth time makes this one no larger than at first.
 
 use abi::DomId;
 use abi::xenolith::{DomOp, Event, cause};
@@ -90,19 +91,36 @@ pub fn detail(event: &Event) -> String {
     }
 }
 
+/// A domain's name, kept inline.
+pub type Name = heapless::String<{ abi::xenolith::NAME_LEN }>;
+/// A detail, kept inline.
+pub type Detail = heapless::String<192>;
+
+/// As much of a text as fits.
+#[must_use]
+pub fn bounded<const N: usize>(text: &str) -> heapless::String<N> {
+    let mut kept = heapless::String::new();
+    for c in text.chars() {
+        if kept.push(c).is_err() {
+            break;
+        }
+    }
+    kept
+}
+
 /// One death and what came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Death {
     /// Who.
     pub domid: DomId,
     /// By name.
-    pub name: String,
+    pub name: Name,
     /// When it stopped, ns of system time.
     pub time_ns: u64,
     /// `abi::xenolith::cause::name`.
     pub cause: &'static str,
     /// For people.
-    pub detail: String,
+    pub detail: Detail,
     /// Asked for.
     pub ordered: bool,
     /// The answer.
@@ -126,15 +144,21 @@ impl Death {
 }
 
 /// The list.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct History {
     deaths: VecDeque<Death>,
     total: u64,
 }
 
+impl Default for History {
+    fn default() -> Self {
+        Self { deaths: VecDeque::with_capacity(Self::MAX), total: 0 }
+    }
+}
+
 impl History {
     /// Deaths kept.
-    pub const MAX: usize = 256;
+    pub const MAX: usize = 64;
 
     /// Notes a death.
     pub fn push(&mut self, death: Death) {
@@ -165,16 +189,12 @@ impl History {
         self.total
     }
 
-    /// The value of `/xenolith/history`: whole lines, newest first, at most `max_bytes`.
+    /// The value of `/xenolith/history`: a line for each of the last `max` deaths, newest first.
     #[must_use]
-    pub fn text(&self, max_bytes: usize) -> String {
+    pub fn text(&self, max: usize) -> String {
         let mut text = String::new();
-        for death in &self.deaths {
-            let line = death.line();
-            if text.len().saturating_add(line.len()).saturating_add(1) > max_bytes {
-                break;
-            }
-            text.push_str(&line);
+        for death in self.deaths.iter().take(max) {
+            text.push_str(&death.line());
             text.push('\n');
         }
         text
@@ -188,10 +208,10 @@ mod tests {
     fn death(n: u64) -> Death {
         Death {
             domid: DomId((n % 3) as u16),
-            name: "netback".into(),
+            name: bounded("netback"),
             time_ns: n * 1000,
             cause: "panic",
-            detail: "at x".into(),
+            detail: bounded("at x"),
             ordered: false,
             action: Action::Restarted,
             outage_us: Some(7),
@@ -218,7 +238,8 @@ mod tests {
         assert_eq!((h.iter().count(), h.total()), (History::MAX, 1000));
         assert_eq!(h.last(DomId(0)).unwrap().time_ns, 999_000);
         assert_eq!(h.last_mut(DomId(1)).unwrap().time_ns, 997_000);
-        let text = h.text(100);
-        assert!(text.len() <= 100 && text.starts_with("999 netback panic restarted 7 at x\n998 "));
+        assert_eq!(h.text(2), "999 netback panic restarted 7 at x\n998 netback panic restarted 7 at x\n");
+        assert_eq!(h.deaths.capacity(), History::default().deaths.capacity());
+        assert_eq!(bounded::<4>("abcéf"), "abc");
     }
 }

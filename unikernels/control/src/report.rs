@@ -5,7 +5,6 @@ use crate::history::{Death, Phases};
 use crate::json::Object;
 use crate::store::Usage;
 use crate::supervisor::Supervised;
-use abi::bundle::flags;
 use abi::xenolith::{DomInfo, Info, cause};
 use alloc::format;
 use alloc::string::String;
@@ -37,17 +36,6 @@ impl Kind {
             b"control" => Self::Control,
             b"driver" => Self::Driver,
             _ => Self::Guest,
-        }
-    }
-    /// From a domain's bundle flags.
-    #[must_use]
-    pub const fn of_flags(bits: u32) -> Self {
-        if bits & flags::CONTROL != 0 {
-            Self::Control
-        } else if bits & flags::DRIVER != 0 {
-            Self::Driver
-        } else {
-            Self::Guest
         }
     }
     /// The name in tables and JSON.
@@ -183,7 +171,7 @@ pub fn death(death: &Death, o: &mut Object) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::Action;
+    use crate::history::{Action, bounded};
     use crate::json::Writer;
     use crate::supervisor::{Policy, Supervisor};
     use abi::DomId;
@@ -197,10 +185,10 @@ mod tests {
         supervisor.add(DomId(2), Policy::default(), 0);
         let last = Death {
             domid: DomId(2),
-            name: "netback".into(),
+            name: bounded("netback"),
             time_ns: 5_000,
             cause: "panic",
-            detail: "at \"x\"".into(),
+            detail: bounded("at \"x\""),
             ordered: true,
             action: Action::Restarted,
             outage_us: Some(2100),

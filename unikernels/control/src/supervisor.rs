@@ -147,6 +147,12 @@ pub struct Supervisor {
     domains: BTreeMap<DomId, Supervised>,
 }
 
+/// Cause and detail in one line.
+fn what(event: &Event) -> String {
+    let (name, text) = (cause::name(event.cause), detail(event));
+    if text.is_empty() { String::from(name) } else { format!("{name}: {text}") }
+}
+
 impl Supervised {
     fn new(policy: Policy, now_ns: u64) -> Self {
         Self {
@@ -181,11 +187,13 @@ impl Supervised {
         u32::try_from(self.failures.len()).unwrap_or(u32::MAX)
     }
 
-    fn after_failure(&mut self, now_ns: u64, what: &str) -> Decision {
+    /// Counts a failure and decides. `what` is told to people, and only made where the domain does not run on: a restart waits
+    /// for nothing.
+    fn after_failure(&mut self, now_ns: u64, what: impl FnOnce() -> String) -> Decision {
         let failures = self.note_failure();
         if failures > self.policy.max_restarts {
             self.standing = Standing::GaveUp;
-            self.why = format!("gave up after {failures} failures: {what}");
+            self.why = format!("gave up after {failures} failures: {}", what());
             return Decision::GiveUp { failures };
         }
         if failures <= IMMEDIATE {
@@ -194,7 +202,7 @@ impl Supervised {
         let doublings = failures.saturating_sub(IMMEDIATE).saturating_sub(1);
         let delay_ns = self.policy.back_off_ns.saturating_mul(1u64 << doublings.min(30)).min(MAX_BACK_OFF_NS);
         self.standing = Standing::BackOff { until_ns: now_ns.saturating_add(delay_ns) };
-        self.why = format!("waits {} ms after {failures} failures: {what}", delay_ns / MS);
+        self.why = format!("waits {} ms after {failures} failures: {}", delay_ns / MS, what());
         Decision::BackOff { delay_ns, failures }
     }
 
@@ -235,18 +243,15 @@ impl Supervisor {
         domain.account(event.time_ns);
         let ordered = core::mem::take(&mut domain.ordered);
         let killed = core::mem::take(&mut domain.killed);
-        let name = cause::name(event.cause);
-        let text = detail(event);
-        let what = if text.is_empty() { String::from(name) } else { format!("{name}: {text}") };
         domain.standing = Standing::Stopped;
         if killed || event.cause == cause::POWEROFF || !domain.policy.restart {
-            domain.why = if killed { String::from("killed by order") } else { what };
+            domain.why = if killed { String::from("killed by order") } else { what(event) };
             return (Decision::Leave, ordered);
         }
         if ordered {
             return (Decision::Restart, true);
         }
-        (domain.after_failure(now_ns, &what), false)
+        (domain.after_failure(now_ns, || what(event)), false)
     }
 
     /// The domain was entered again; `began_ns` is when DOM_RESTART was called.
@@ -262,7 +267,7 @@ impl Supervisor {
     /// DOM_RESTART failed: counts as one more failure.
     pub fn on_restart_failed(&mut self, domid: DomId, error: &str, now_ns: u64) -> Decision {
         let Some(domain) = self.domains.get_mut(&domid) else { return Decision::Leave };
-        match domain.after_failure(now_ns, &format!("restart failed: {error}")) {
+        match domain.after_failure(now_ns, || format!("restart failed: {error}")) {
             // Trying again at once would fail at once again.
             Decision::Restart => {
                 let delay_ns = domain.policy.back_off_ns.clamp(MS, MAX_BACK_OFF_NS);

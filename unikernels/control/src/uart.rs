@@ -114,8 +114,9 @@ impl<R: Registers> Uart<R> {
         self.out.is_empty()
     }
 
-    /// Gives received bytes to `take`, fills the transmit FIFO. Answers whether there is more to do at once.
-    pub fn service(&mut self, mut take: impl FnMut(u8)) -> bool {
+    /// Gives received bytes to `take` (where `receiving`; else they stay in the chip), fills the transmit FIFO. Answers whether
+    /// there is more to do at once.
+    pub fn service(&mut self, receiving: bool, mut take: impl FnMut(u8)) -> bool {
         let mut again = true;
         for _ in 0..ROUNDS {
             let status = self.registers.read(reg::LSR);
@@ -123,7 +124,7 @@ impl<R: Registers> Uart<R> {
                 // No chip answers so; it is gone.
                 return false;
             }
-            let receive = status & LSR_DATA != 0;
+            let receive = receiving && status & LSR_DATA != 0;
             let transmit = status & LSR_TX_EMPTY != 0 && !self.out.is_empty();
             if receive {
                 take(self.registers.read(reg::DATA));
@@ -203,7 +204,7 @@ mod tests {
         let mut uart = Uart::new(&mut chip).unwrap();
         assert!(uart.send(&[7; 40]));
         for left in [24, 8, 0] {
-            uart.service(|_| panic!("nothing came"));
+            uart.service(true, |_| panic!("nothing came"));
             assert_eq!(uart.out.len(), left);
             assert_eq!(uart.registers.ier, if left > 0 { 3 } else { 1 });
             uart.registers.drain();
@@ -217,9 +218,9 @@ mod tests {
         let mut chip = Chip { input: (0..600).map(|i| i as u8).collect(), ..Chip::default() };
         let mut uart = Uart::new(&mut chip).unwrap();
         let mut got = Vec::new();
-        assert!(uart.service(|b| got.push(b)));
+        assert!(uart.service(true, |b| got.push(b)));
         assert_eq!(got.len(), ROUNDS);
-        while uart.service(|b| got.push(b)) {}
+        while uart.service(true, |b| got.push(b)) {}
         assert_eq!(got, (0..600).map(|i| i as u8).collect::<Vec<_>>());
     }
 

@@ -4,7 +4,7 @@
 use super::Control;
 use abi::xenolith::{DomOp, Event, cause};
 use alloc::string::String;
-use control::history::{Action, Death, Phases, detail};
+use control::history::{Action, Death, Phases, bounded, detail};
 use control::report;
 use control::supervisor::Decision;
 use libxenrt::{DomId, Errno, Instant, clock, hypercall, log};
@@ -107,10 +107,10 @@ impl Control {
         let (outage_us, phases) = (restarted.map(|r| r.outage_us(event.time_ns)), restarted.map(|r| r.phases));
         let death = Death {
             domid,
-            name: String::from(self.name(domid)),
+            name: bounded(self.name(domid)),
             time_ns: event.time_ns,
             cause: cause::name(event.cause),
-            detail: detail(event),
+            detail: bounded(&detail(event)),
             ordered,
             action,
             outage_us,
@@ -148,6 +148,7 @@ impl Control {
             && let Some(link) = self.links.iter_mut().find(|l| l.domid == domid)
         {
             link.detach(&mut self.store);
+            self.store.release(domid);
         }
     }
 
@@ -201,10 +202,10 @@ impl Control {
         if running {
             let death = Death {
                 domid,
-                name: String::from(self.name(domid)),
+                name: bounded(self.name(domid)),
                 time_ns: began.as_ns(),
                 cause: cause::name(cause::ADMIN),
-                detail: String::from("restarted by order"),
+                detail: bounded("restarted by order"),
                 ordered: true,
                 action: Action::Restarted,
                 outage_us: Some(outage_us),

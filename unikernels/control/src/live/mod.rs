@@ -22,7 +22,7 @@ use socket::Socket;
 
 /// How long the main loop may compute without coming round; time asleep does not count.
 const WATCHDOG_MS: u64 = 5000;
-/// Housekeeping: what failed is tried again, slow figures are published.
+/// Housekeeping: what failed is tried again, and the serial port is looked at, should an edge of its interrupt have been lost.
 const TICK: Duration = Duration::from_secs(1);
 /// Between looks at the console of a domain that the socket follows.
 const FOLLOW: Duration = Duration::from_millis(25);
@@ -80,7 +80,9 @@ impl Control {
         if now >= *tick {
             *tick = now + TICK;
             self.reattach_missing();
-            self.dirty.extend(self.links.iter().map(|l| l.domid));
+            if let Some(socket) = &mut self.socket {
+                socket.look_again();
+            }
         }
         busy || self.links.iter().any(|l| l.wants_turn(&self.store))
     }
@@ -117,7 +119,7 @@ impl Control {
             deadline = deadline.min(at);
         }
         if let Err(e) = event::poll(&ports, Some(deadline)) {
-            // A port in the list is gone: its domain was restarted by somebody else's order. Find out which, without spinning.
+            // All ports are ours, so this cannot be; should it be nevertheless, don't spin.
             log::warn!("poll of {} ports refused: {e}", ports.len());
             clock::sleep_until(clock::now() + FOLLOW);
         }

@@ -4,7 +4,7 @@ use super::{Control, FOLLOW};
 use alloc::collections::VecDeque;
 use alloc::string::String;
 use control::json::Object;
-use control::protocol::{self, Line, Lines, TEXT_MAX};
+use control::protocol::{self, Line, Lines, REPLY_MAX, TEXT_MAX};
 use control::uart::{NoUart, Registers, Uart};
 use core::time::Duration;
 use libxenrt::device::{DeviceError, Interrupt};
@@ -16,6 +16,8 @@ const COM2: IoPorts = IoPorts::new(0x2f8, 8);
 const COM2_IRQ: u32 = 3;
 /// Lines that may wait to be carried out; the peer has to wait for replies beyond.
 const LINES_MAX: usize = 16;
+/// Bytes no reply is longer than: what the lists stop at, and one more element of text in the worst case of escapes.
+const LONGEST_REPLY: usize = REPLY_MAX + 6 * TEXT_MAX as usize / 2;
 /// How long the last reply before a power-off may take to leave.
 const FLUSH: Duration = Duration::from_millis(500);
 
@@ -97,6 +99,16 @@ impl Socket {
         follow.into_iter().chain(off).min()
     }
 
+    /// Looks at the chip in the next round although no interrupt came.
+    pub const fn look_again(&mut self) {
+        self.again = true;
+    }
+
+    /// Whether the longest reply has room; until then the peer waits, and what it sends stays in its own buffers.
+    fn takes_requests(&self) -> bool {
+        self.uart.has_room(LONGEST_REPLY)
+    }
+
     /// Queues a line, or drops it whole and counts it.
     pub fn send(&mut self, line: &str) {
         self.uart.send(line.as_bytes());
@@ -108,11 +120,9 @@ impl Socket {
         if !self.interrupt.take_pending() && !self.again {
             return false;
         }
-        if self.waiting.len() >= LINES_MAX {
-            return true;
-        }
+        let full = self.waiting.len() >= LINES_MAX;
         let Self { uart, lines, waiting, .. } = self;
-        self.again = uart.service(|byte| waiting.extend(lines.push(byte)));
+        self.again = uart.service(!full, |byte| waiting.extend(lines.push(byte)));
         if let Err(e) = self.interrupt.done() {
             log::warn!("end of interrupt {COM2_IRQ} refused: {e:?}");
         }
@@ -125,20 +135,19 @@ impl Control {
     pub fn serve_socket(&mut self) -> bool {
         let Some(socket) = &mut self.socket else { return false };
         socket.service();
-        let line = socket.waiting.pop_front();
-        if let Some(line) = line {
+        let ready = socket.takes_requests();
+        if let Some(line) = ready.then(|| socket.waiting.pop_front()).flatten() {
             let request = protocol::read(&line);
             let reply = self.carry_out(&request);
             if let Some(socket) = &mut self.socket {
+                // This also has the chip looked at for what it held back while the lines were full.
                 socket.send(&reply);
             }
         }
         self.follow_console();
         let Some(socket) = &mut self.socket else { return false };
-        let lost = socket.uart.take_lost();
+        let lost = if socket.takes_requests() { socket.uart.take_lost() } else { 0 };
         if lost > 0 {
-            log::warn!("control socket too slow: {lost} lines lost");
-            // It fits once the queue has drained; until then it is counted again.
             let line = protocol::event("lost", |o| {
                 o.number("count", lost);
             });
@@ -153,7 +162,7 @@ impl Control {
             }
             socket.poweroff = None;
         }
-        socket.again || !socket.waiting.is_empty()
+        socket.again || (!socket.waiting.is_empty() && socket.takes_requests())
     }
 
     /// Ends the machine once the reply is out.

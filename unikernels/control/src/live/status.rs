@@ -8,8 +8,8 @@ use control::report::{Kind, Snapshot};
 use libxenrt::{DomId, log};
 use xenstore::{Access, Path, Perm, Perms};
 
-/// Bytes of the history's node: what fits into one reply.
-const HISTORY_BYTES: usize = 4000;
+/// Deaths in the history's node; the control socket tells more. They fit into one reply.
+const HISTORY_LINES: usize = 10;
 
 impl Control {
     /// Writes the nodes of all domains that changed.
@@ -28,7 +28,7 @@ impl Control {
             }
         }
         if core::mem::take(&mut self.history_dirty) {
-            let text = self.history.text(HISTORY_BYTES);
+            let text = self.history.text(HISTORY_LINES);
             self.publish_node("/xenolith/history", &text);
         }
     }
