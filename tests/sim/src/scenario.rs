@@ -1,0 +1,377 @@
+//! A history: guests, a device, a driver domain that dies and starts again, in an order that a seed chooses.
+
+use crate::guest::{Guest, Nature};
+use crate::nic::{Device, Driver};
+use crate::platform::{Calls, Packets, Page};
+use crate::store::Connection;
+use crate::wire;
+use crate::world::{BACKEND, Killed, World};
+use abi::DomId;
+use hv_core::Mfn;
+use hv_core::frames::Owner;
+use netback::firewall::Firewall;
+use netback::nic::MacAddr;
+use netback::switch::{Rate, Switch, SwitchConfig};
+use netback::{Backend, Config, Fabric, Parts, PortId, PortSet, Turn};
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
+
+/// A host on the wire.
+const OUTSIDE: u8 = 0xEE;
+/// log2 of the pages of packet memory.
+const AREA_ORDER: u32 = 9;
+
+/// The switch, or one that gives every frame to everybody, to show that this is noticed.
+struct Fabrics {
+    switch: Switch,
+    leaky: bool,
+}
+
+impl Fabric for Fabrics {
+    fn attach(&mut self, port: PortId, mac: MacAddr) {
+        self.switch.attach(port, mac);
+    }
+    fn detach(&mut self, port: PortId) {
+        self.switch.detach(port);
+    }
+    fn forward(&mut self, from: PortId, head: &[u8], len: u32, now_us: u64) -> PortSet {
+        let to = self.switch.forward(from, head, len, now_us);
+        if !self.leaky {
+            return to;
+        }
+        (0..3).filter_map(PortId::vif).chain([PortId::UPLINK]).filter(|&port| port != from).collect()
+    }
+}
+
+type Served = Backend<Calls, Driver, Packets, Fabrics, Page>;
+
+/// What is to happen.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    pub seed: u64,
+    pub guests: Vec<Nature>,
+    /// Frames from the wire.
+    pub frames_in: u32,
+    pub offloads: bool,
+    /// Points from one life's beginning to its death, one after the other; then it lives.
+    pub deaths: Vec<u64>,
+    /// Peers move before one in so many accesses to shared memory; 0 = never.
+    pub interleave: u32,
+    /// One in so many steps kills a guest (which is made again); 0 = never.
+    pub guest_deaths: u32,
+    /// One in so many steps breaks the device; 0 = never.
+    pub device_faults: u32,
+    /// The switch gives every frame to everybody.
+    pub leaky: bool,
+    /// Each death leaves garbage in the survivor page.
+    pub damage_survivor: bool,
+}
+
+impl Default for Scenario {
+    fn default() -> Self {
+        let guest = Nature { sg: true, gso: true, blank: true, split_ports: true, packets: 20, hostile: false };
+        Self {
+            seed: 1,
+            guests: vec![guest, Nature { gso: false, blank: false, split_ports: false, ..guest }],
+            frames_in: 30,
+            offloads: true,
+            deaths: vec![],
+            interleave: 0,
+            guest_deaths: 0,
+            device_faults: 0,
+            leaky: false,
+            damage_survivor: false,
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Points at which the driver domain could have died.
+    pub points: u64,
+    /// Lives of the driver domain.
+    pub lives: u64,
+    /// Slots answered to honest guests.
+    pub answered: u64,
+    /// Packets refused to honest guests.
+    pub refused: u64,
+    /// Frames that honest guests received.
+    pub received: u64,
+    /// Frames on the wire.
+    pub sent: u64,
+    /// Reconnects of honest guests.
+    pub reconnects: u32,
+    /// Vifs that the driver domain closed for a breach, in its last life.
+    pub closed: u64,
+    /// Resets of the device by its driver.
+    pub resets: u64,
+    /// What did not hold.
+    pub failures: Vec<String>,
+}
+
+struct Machine {
+    world: Rc<World>,
+    device: Rc<RefCell<Device>>,
+    guests: Rc<RefCell<Vec<Guest>>>,
+    area: u64,
+    survivor: Mfn,
+    served: Option<Served>,
+    /// It blocks, until this time.
+    asleep: Option<Option<u64>>,
+    deaths: Vec<u64>,
+    lives: u64,
+    frames_in: u32,
+    flow: u32,
+    damage_survivor: bool,
+    leaky: bool,
+}
+
+/// Lives through a scenario.
+pub fn run(scenario: &Scenario) -> Outcome {
+    let world = World::new(scenario.seed);
+    let survivor = world.allocate(BACKEND, 1)[0];
+    world.write(survivor.0 * 4096, &[0; 4096]);
+    let area = world.allocate_area(BACKEND, AREA_ORDER).0 * 4096;
+    let device = Device::new(&world, scenario.offloads);
+    let doms: Vec<DomId> = (0..scenario.guests.len()).map(|n| DomId(n as u16 + 5)).collect();
+    let guests = scenario.guests.iter().zip(&doms).map(|(&nature, &dom)| {
+        let others = doms.iter().filter(|&&other| other != dom).map(|other| wire::mac(other.0 as u8));
+        Guest::new(&world, dom, nature, others.chain([wire::mac(OUTSIDE)]).collect())
+    });
+    let guests = Rc::new(RefCell::new(guests.collect::<Vec<_>>()));
+    if scenario.interleave > 0 {
+        let (guests, device, w) = (guests.clone(), device.clone(), world.clone());
+        let hook = move || {
+            let Ok(mut guests) = guests.try_borrow_mut() else { return };
+            let count = guests.len() as u32;
+            let n = w.chance.borrow_mut().below(count + 1);
+            match guests.get_mut(n as usize) {
+                Some(guest) => drop(guest.step()),
+                None => drop(device.try_borrow_mut().map(|mut device| device.step())),
+            }
+        };
+        world.interleave(scenario.interleave, Some(Box::new(hook)));
+    }
+    let mut machine = Machine {
+        world: world.clone(),
+        device,
+        guests,
+        area,
+        survivor,
+        served: None,
+        asleep: None,
+        deaths: scenario.deaths.iter().rev().copied().collect(),
+        lives: 0,
+        frames_in: scenario.frames_in,
+        flow: 0,
+        damage_survivor: scenario.damage_survivor,
+        leaky: scenario.leaky,
+    };
+    machine.world.set_fuse(machine.deaths.pop());
+    machine.mix(scenario);
+    machine.drain();
+    world.interleave(0, None);
+    machine.finish()
+}
+
+impl Machine {
+    /// Everybody moves in an order that chance chooses, until all that was planned is under way.
+    fn mix(&mut self, scenario: &Scenario) {
+        for _ in 0..30_000u32 {
+            let world = self.world.clone();
+            let dice = |n| world.chance.borrow_mut().below(n);
+            if scenario.device_faults > 0 && dice(scenario.device_faults) == 0 {
+                self.device.borrow_mut().break_down();
+            }
+            if scenario.guest_deaths > 0 && dice(scenario.guest_deaths) == 0 {
+                self.replace_guest(dice(scenario.guests.len() as u32) as usize);
+            }
+            let count = scenario.guests.len() as u32;
+            match dice(4 + count) {
+                0 | 1 => drop(self.turn()),
+                2 => drop(self.device.borrow_mut().step()),
+                3 => self.inject(),
+                n => drop(self.guests.borrow_mut()[n as usize - 4].step()),
+            }
+            self.world.now_us.set(self.world.now_us.get() + 3);
+            let guests = self.guests.borrow();
+            if self.frames_in == 0 && guests.iter().all(|guest| guest.to_send == 0 || guest.nature.hostile) {
+                return;
+            }
+        }
+    }
+
+    fn inject(&mut self) {
+        if self.frames_in == 0 {
+            return;
+        }
+        self.frames_in -= 1;
+        self.flow += 1;
+        let count = self.guests.borrow().len() as u32;
+        let mut chance = self.world.chance.borrow_mut();
+        let to = wire::mac(5 + chance.below(count) as u8);
+        let frame = wire::udp(to, OUTSIDE, self.flow, chance.below(1400) as usize, false);
+        self.device.borrow_mut().incoming.push_back(frame);
+    }
+
+    fn replace_guest(&mut self, n: usize) {
+        let mut guests = self.guests.borrow_mut();
+        let (dom, nature, peers) = (guests[n].dom, guests[n].nature, guests[n].peers.clone());
+        let nature = Nature { packets: guests[n].to_send, ..nature };
+        let old = guests.remove(n);
+        old.die();
+        guests.insert(n, Guest::new(&self.world, dom, nature, peers));
+    }
+
+    /// Everybody in turn until nobody moves: then the work must be done.
+    fn drain(&mut self) {
+        for _ in 0..60_000u32 {
+            let mut moved = self.turn();
+            for guest in self.guests.borrow_mut().iter_mut() {
+                moved |= guest.step();
+            }
+            moved |= self.device.borrow_mut().step();
+            self.world.now_us.set(self.world.now_us.get() + 3);
+            let hostile = self.guests.borrow().iter().any(|guest| guest.nature.hostile);
+            if !moved || (hostile && self.honest_done()) {
+                match self.asleep {
+                    // Only time can help.
+                    Some(Some(until)) if !self.honest_done() => self.world.now_us.set(until),
+                    _ => return,
+                }
+            }
+        }
+        self.world.fail("no end of work".into());
+    }
+
+    fn honest_done(&self) -> bool {
+        let guests = self.guests.borrow();
+        guests.iter().filter(|g| !g.nature.hostile).all(|g| g.is_up() && g.unanswered() == 0 && g.to_send == 0)
+    }
+
+    /// One turn of the driver domain, or its start; true if it did something.
+    fn turn(&mut self) -> bool {
+        if let Some(until) = self.asleep {
+            let woken = self.world.take_events(BACKEND)
+                || self.device.borrow().interrupting()
+                || !self.world.store.borrow().changed.is_empty()
+                || until.is_some_and(|until| until <= self.world.now_us.get());
+            if !woken {
+                return false;
+            }
+            self.asleep = None;
+        }
+        let life = catch_unwind(AssertUnwindSafe(|| {
+            let mut store = Connection(self.world.clone());
+            let served = match &mut self.served {
+                Some(served) => served,
+                none => {
+                    self.lives += 1;
+                    none.insert(Self::start(
+                        &self.world,
+                        &self.device,
+                        (self.area, self.leaky),
+                        self.survivor,
+                        &mut store,
+                    ))
+                }
+            };
+            let changed = std::mem::take(&mut self.world.store.borrow_mut().changed);
+            changed.iter().for_each(|path| served.store_changed(path));
+            served.turn(&mut store)
+        }));
+        match life {
+            Ok(Turn::Again) => true,
+            Ok(Turn::Wait { until_us }) => {
+                self.asleep = Some(until_us);
+                true
+            }
+            Ok(Turn::Dead(error)) => {
+                self.world.fail(format!("the NIC is dead: {error}"));
+                true
+            }
+            Err(cause) if cause.is::<Killed>() => {
+                self.bury();
+                true
+            }
+            Err(cause) => resume_unwind(cause),
+        }
+    }
+
+    fn start(
+        world: &Rc<World>,
+        device: &Rc<RefCell<Device>>,
+        (area, leaky): (u64, bool),
+        survivor: Mfn,
+        store: &mut Connection,
+    ) -> Served {
+        let flood = Rate { per_second: 1_000_000, burst: 1_000_000 };
+        let config = SwitchConfig { vif_flood: flood, uplink_flood: flood, ..SwitchConfig::default() };
+        let parts = Parts {
+            me: BACKEND,
+            config: Config { large_buffers: 100, rx_buffers: 48, frames: 200, budget: 8, ..Config::default() },
+            platform: Calls(world.clone()),
+            nic: Driver(device.clone()),
+            area: Packets { world: world.clone(), base: area, len: 4096 << AREA_ORDER },
+            fabric: Fabrics { switch: Switch::new([2, 0xFF, 0, 0, 0, 0], config, Firewall::default()), leaky },
+            survivor: Page::own(world, survivor),
+            first_boot: world.generation.get() == 0,
+        };
+        Backend::start(parts, store).expect("the store answers")
+    }
+
+    /// The driver domain died: contain, take back, and let it start again.
+    fn bury(&mut self) {
+        self.device.borrow_mut().quiesce();
+        self.world.take_back(BACKEND);
+        self.served = None;
+        self.asleep = None;
+        self.world.store.borrow_mut().forget_watches();
+        self.world.write(self.area, &vec![0; 4096 << AREA_ORDER]);
+        if self.damage_survivor {
+            self.world.write(self.survivor.0 * 4096, &[0x5C; 64]);
+        }
+        self.world.set_fuse(self.deaths.pop());
+    }
+
+    fn finish(mut self) -> Outcome {
+        let world = self.world.clone();
+        let guests = self.guests.borrow();
+        let mut outcome = Outcome { points: world.points.get(), lives: self.lives, ..Outcome::default() };
+        outcome.sent = self.device.borrow().sent.len() as u64;
+        for guest in guests.iter().filter(|guest| !guest.nature.hostile) {
+            outcome.answered += guest.answered;
+            outcome.refused += guest.refused;
+            outcome.received += guest.received.len() as u64;
+            outcome.reconnects += guest.reconnects;
+            if !guest.is_up() || guest.unanswered() > 0 || guest.to_send > 0 {
+                let (dom, up, left) = (guest.dom, guest.is_up(), guest.unanswered());
+                world.fail(format!("guest {dom} is left: up {up}, {left} unanswered, {} to send", guest.to_send));
+            }
+        }
+        guests.iter().for_each(Guest::search);
+        outcome.resets = self.device.borrow().resets;
+        outcome.closed = self.served.as_ref().map_or(0, |served| served.stats().vifs_closed);
+        let hostile = guests.iter().any(|guest| guest.nature.hostile);
+        let left = self.served.as_ref().map_or((0, 0), Served::in_flight);
+        if !hostile && left != (0, 0) {
+            world.fail(format!("(frames, buffers) {left:?} are left in the backend"));
+        }
+        drop(guests);
+        // Nothing of the dead may stay behind: with the backend gone, no frame is pinned.
+        self.bury();
+        let hv = world.hv.borrow();
+        for mfn in (0..2048).map(Mfn) {
+            if hv.frames.pins(mfn) > 0 || hv.frames.owner(mfn) == Some(Owner::Orphan) {
+                world.fail(format!("frame {mfn:?} is still pinned"));
+            }
+        }
+        if let Err(port) = hv.evtchn.check() {
+            world.fail(format!("event channels are inconsistent at {port:?}"));
+        }
+        outcome.failures = world.failures.take();
+        outcome
+    }
+}
