@@ -14,7 +14,7 @@ const ALLOWED: [(&str, &[&str]); 19] = [
     ("hv-amdvi", &["abi", "hv-core", "hv-npt"]),
     ("hypervisor", &["abi", "hv-core", "hv-npt", "hv-svm", "hv-amdvi"]),
     ("ring", &["abi"]),
-    ("xenstore", &["abi"]),
+    ("xenstore", &["abi", "ring"]),
     ("libxenrt", &["abi", "ring", "xenstore"]),
     // Backends know no registers …
     ("netback", &["abi", "ring", "xenstore"]),
