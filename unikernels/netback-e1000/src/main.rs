@@ -63,14 +63,19 @@ struct Domain {
 }
 
 fn run() {
-    let start = clock::now();
-    let mut domain = match Domain::start() {
+    let begun = clock::now();
+    let (mut domain, device_ready) = match Domain::start() {
         Ok(domain) => domain,
         // A driver domain that cannot start is restarted, with back-off, by the supervisor.
         Err(why) => panic!("{why}"),
     };
-    let took = clock::now().since(start).as_micros();
-    log::info!("serving after {took} us (generation {})", domain.statistics.generation());
+    let since = |at: Instant| at.since(begun).as_micros();
+    log::info!(
+        "generation {}: device ready after {} us, serving after {} us",
+        domain.statistics.generation(),
+        since(device_ready),
+        since(clock::now())
+    );
     domain.serve()
 }
 
@@ -92,11 +97,13 @@ fn bring_up(device: &Device) -> Result<Driver, alloc::string::String> {
 }
 
 impl Domain {
-    fn start() -> Result<Self, alloc::string::String> {
+    /// Brings everything up; also says when the device was.
+    fn start() -> Result<(Self, Instant), alloc::string::String> {
         use alloc::format;
         let config = config();
         let device = Device::nth(0).map_err(|e| format!("device: {e:?}"))?.ok_or("no device assigned")?;
         let nic = bring_up(&device)?;
+        let device_ready = clock::now();
         let me = identity::self_info().map_err(|e| format!("identity: {e}"))?;
         let kib = config.number("packet-kib").unwrap_or(PACKET_KIB);
         let packets = DmaRegion::alloc(kib.saturating_mul(1024)).ok_or("no memory for packets")?;
@@ -127,7 +134,8 @@ impl Domain {
             ms => Some(Watchdog::arm(ms).map_err(|e| format!("watchdog: {e}"))?),
         };
         let statistics = Statistics::new(me.domid, me.generation);
-        Ok(Self { backend, store, interrupt, interrupted: false, watchdog, statistics, ports: Vec::new() })
+        let this = Self { backend, store, interrupt, interrupted: false, watchdog, statistics, ports: Vec::new() };
+        Ok((this, device_ready))
     }
 
     /// Turns for ever.
