@@ -34,6 +34,8 @@ const ENABLE: u32 = 1 << 8;
 const DELIVERY_PENDING: u32 = 1 << 12;
 const ICR_INIT_ASSERT: u32 = 0x4500;
 const ICR_STARTUP: u32 = 0x4600;
+/// Delivery mode NMI, to all but this CPU.
+const NMI_TO_OTHERS: u32 = 3 << 18 | 1 << 14 | 4 << 8;
 const DIVIDE_BY_1: u32 = 0xb;
 
 const APIC_BASE: u32 = 0x1b;
@@ -123,6 +125,12 @@ fn send(apic_id: u32, command: u32) -> bool {
 pub fn kick(apic_id: u32) {
     // A CPU that takes no interrupt is stuck in the hypervisor; who waits for it has a deadline of its own.
     let _ = send(apic_id, u32::from(KICK_VECTOR) | 1 << 14);
+}
+/// Stops all other CPUs by an NMI, on which they halt (see `traps`): the machine is at its end.
+pub fn stop_others() {
+    if REGISTERS.load(Relaxed) != 0 {
+        let _ = send(0, NMI_TO_OTHERS);
+    }
 }
 /// Resets a CPU.
 #[must_use]

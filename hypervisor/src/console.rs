@@ -4,6 +4,7 @@
 use crate::domain::Domain;
 use alloc::boxed::Box;
 use core::fmt::Write;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use spin::Mutex;
 use x86_64::instructions::port::Port;
 
@@ -15,8 +16,10 @@ const LINE_LEN: usize = 240;
 const COM1: u16 = 0x3f8;
 /// Transmit FIFO of a 16550A.
 const FIFO_LEN: usize = 16;
-/// Polls of the line status before a byte is given up: a missing or stuck UART must not stop the machine.
-const THRE_POLLS: u32 = 100_000;
+/// Transmitter holding register empty.
+const THRE: u8 = 0x20;
+/// Bytes that may wait for the line.
+const BACKLOG_LEN: usize = 32 * 1024;
 
 /// The last [`LOG_LEN`] bytes of a console, counted from its creation.
 #[derive(Debug)]
@@ -75,47 +78,75 @@ impl Log {
     }
 }
 
-struct Uart;
+/// What is still to be sent. Nobody waits for the line: a byte goes when the UART takes it, and what does not fit is counted.
+struct Output {
+    queue: heapless::Deque<u8, BACKLOG_LEN>,
+    lost: u64,
+}
 
-impl Uart {
-    fn init(&mut self) {
-        // 115200 8n1, FIFOs on, no interrupts, DTR and RTS (16550 data sheet, table of registers).
-        for (reg, value) in [(1, 0u8), (3, 0x80), (0, 1), (1, 0), (3, 3), (2, 7), (4, 3)] {
-            // SAFETY: COM1 belongs to the hypervisor; no domain gets its ports.
-            unsafe { Port::new(COM1 + reg).write(value) };
+/// More is to be sent: the run loop calls [`pump`] again.
+static BACKLOG: AtomicBool = AtomicBool::new(false);
+
+impl Output {
+    fn push(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            if self.queue.push_back(byte).is_err() {
+                self.lost += 1;
+            }
         }
     }
-    fn write(&mut self, bytes: &[u8]) {
-        for part in bytes.chunks(FIFO_LEN) {
-            let ready = (0..THRE_POLLS).any(|_| {
-                // SAFETY: reading COM1's line status changes nothing we rely on.
-                let status: u8 = unsafe { Port::new(COM1 + 5).read() };
-                status & 0x20 != 0
-            });
-            if !ready {
-                return;
-            }
-            for &byte in part {
-                // SAFETY: COM1 belongs to the hypervisor.
-                unsafe { Port::new(COM1).write(byte) };
-            }
+    /// A line with its origin; what had to be left out before it is told.
+    fn line(&mut self, name: &str, line: &[u8]) {
+        if self.lost > 0 && self.queue.len() < BACKLOG_LEN / 2 {
+            let mut note = heapless::String::<64>::new();
+            let _ = writeln!(note, "(xenolith) {} bytes of console output lost", core::mem::take(&mut self.lost));
+            self.push(note.as_bytes());
         }
+        for part in [b"(", name.as_bytes(), b") ", line, b"\n"] {
+            self.push(part);
+        }
+    }
+    /// Sends one FIFO full, if the UART has room. False when there is nothing to do any more, or it has none.
+    fn send(&mut self) -> bool {
+        // SAFETY: reading COM1's line status changes nothing we rely on.
+        let status: u8 = unsafe { Port::new(COM1 + 5).read() };
+        if status & THRE == 0 {
+            return false;
+        }
+        for _ in 0..FIFO_LEN {
+            let Some(byte) = self.queue.pop_front() else { break };
+            // SAFETY: COM1 belongs to the hypervisor.
+            unsafe { Port::new(COM1).write(byte) };
+        }
+        BACKLOG.store(!self.queue.is_empty(), Relaxed);
+        !self.queue.is_empty()
     }
 }
 
-static UART: Mutex<Uart> = Mutex::new(Uart);
+static OUTPUT: Mutex<Output> = Mutex::new(Output { queue: heapless::Deque::new(), lost: 0 });
 static OWN: Mutex<Option<Log>> = Mutex::new(None);
 
+/// Whether [`pump`] is to be called again soon.
+#[must_use]
+pub fn has_backlog() -> bool {
+    BACKLOG.load(Relaxed)
+}
+
+/// Sends what the UART takes at once. The lock is let go between the portions, so that no other CPU waits for a whole text.
+pub fn pump() {
+    while OUTPUT.lock().send() {}
+}
+
 fn print_line(name: &str, line: &[u8]) {
-    let mut uart = UART.lock();
-    for part in [b"(", name.as_bytes(), b") ", line, b"\n"] {
-        uart.write(part);
-    }
+    let mut output = OUTPUT.lock();
+    output.line(name, line);
+    BACKLOG.store(true, Relaxed);
 }
 
 /// A domain's output: into its log, and complete lines to the serial line.
 pub fn domain_write(domain: &Domain, bytes: &[u8]) {
     domain.console.lock().write(bytes, |line| print_line(&domain.name, line));
+    pump();
 }
 
 /// Reads the hypervisor's own log; see [`Log::read`].
@@ -132,8 +163,9 @@ impl Write for OwnLine {
         match OWN.lock().as_mut() {
             Some(log) => log.write(text.as_bytes(), |line| print_line("xenolith", line)),
             // Before there is a heap.
-            None => UART.lock().write(text.as_bytes()),
+            None => OUTPUT.lock().push(text.as_bytes()),
         }
+        pump();
         Ok(())
     }
 }
@@ -159,7 +191,11 @@ impl log::Log for Logger {
 
 /// Sets up COM1 and the `log` facade. Before the heap exists lines go to the serial line only.
 pub fn init() {
-    UART.lock().init();
+    // 115200 8n1, FIFOs on, no interrupts, DTR and RTS (16550 data sheet, table of registers).
+    for (reg, value) in [(1, 0u8), (3, 0x80), (0, 1), (1, 0), (3, 3), (2, 7), (4, 3)] {
+        // SAFETY: COM1 belongs to the hypervisor; no domain gets its ports.
+        unsafe { Port::new(COM1 + reg).write(value) };
+    }
     // Fails only if called twice, and the first logger stays.
     let _ = log::set_logger(&Logger);
     log::set_max_level(log::LevelFilter::Info);
@@ -176,7 +212,18 @@ pub fn start_log() {
 /// No other CPU runs hypervisor code any more, and the caller never returns.
 pub unsafe fn break_locks() {
     // SAFETY: by this function's contract nobody is inside.
-    unsafe { UART.force_unlock() };
+    unsafe { OUTPUT.force_unlock() };
     // SAFETY: as above.
     unsafe { OWN.force_unlock() };
+}
+
+/// For the end: sends everything, waiting for the line, but no longer than it takes at 115200 baud.
+pub fn drain() {
+    const POLLS: u32 = 4_000_000;
+    for _ in 0..POLLS {
+        if OUTPUT.lock().queue.is_empty() {
+            return;
+        }
+        pump();
+    }
 }

@@ -30,9 +30,11 @@ pub struct Cause {
 
 static EVENTS: Mutex<EventQueue> = Mutex::new(EventQueue::new());
 
-/// Stops `domain`: contained at once, control is told. Does nothing to a domain that is already stopped.
+/// Stops `domain`: contained at once, control is told. Does nothing to a domain that is stopped or being restarted.
 pub fn stop(domain: &Arc<Domain>, why: Cause) {
-    if domain.paused.fetch_or(pause::STOPPED, SeqCst) & pause::STOPPED != 0 {
+    // While a restart builds the next instance nothing can happen that is that one's fault.
+    let may = |p: u32| (p & (pause::STOPPED | pause::BUILDING) == 0).then_some(p | pause::STOPPED);
+    if domain.paused.fetch_update(SeqCst, SeqCst, may).is_err() {
         return;
     }
     domain.state.store(xenolith::state::STOPPED, SeqCst);
@@ -213,6 +215,8 @@ pub fn restart(domain: &Arc<Domain>, caller: &Domain) -> Result<DomOp, Errno> {
         domain.paused.store(pause::STOPPED, SeqCst);
         return Err(e);
     }
+    // Faults of the old instance's DMA are told by now; from here on they would be the new one's.
+    iommu::poll();
     domain.generation.fetch_add(1, SeqCst);
     enter(domain);
     op.enter_ns = phase();

@@ -11,6 +11,7 @@ use crate::shared_frame::SharedFrame;
 use crate::vcpu::Vcpu;
 use crate::{device, events, grants, image, lifecycle, permissions, smp};
 use abi::bundle::{self, Bundle, BundleError};
+use abi::shared::shared_info::LEGACY_MAX_VCPUS;
 use abi::{hvm, xenolith};
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -23,6 +24,8 @@ use hv_core::{Gfn, Mfn};
 use hv_npt::Rights;
 use spin::Mutex;
 
+/// Domains for which the heap has room, console logs being most of it.
+const DOMAINS_MAX: usize = 64;
 /// log2 of [`LARGE_FRAMES`].
 const LARGE_ORDER: u32 = 9;
 
@@ -61,10 +64,16 @@ fn describe(e: BundleError) -> String {
 /// What is wrong, for people.
 pub fn parse(module: Option<Region>) -> Result<Bundle<'static>, String> {
     let module = module.ok_or("no system bundle: pass it as the only module (QEMU: -initrd)")?;
+    if module.end > 1 << 32 || module.len() < size_of::<bundle::Header>() as u64 {
+        return Err(alloc::format!("bad system bundle: {} bytes at {:#x}", module.len(), module.start));
+    }
     let bundle = Bundle::parse(bytes(module)).map_err(|e| alloc::format!("bad system bundle: {}", describe(e)))?;
     match bundle.domains().first() {
         Some(d) if d.domid == abi::DomId::CONTROL => {}
         _ => return Err("bad system bundle: there is no control domain (domain 0)".into()),
+    }
+    if bundle.domains().len() > DOMAINS_MAX {
+        return Err(alloc::format!("{} domains, {DOMAINS_MAX} is the limit", bundle.domains().len()));
     }
     let wanted: u64 = bundle.domains().iter().map(|d| u64::from(d.mem_pages)).sum();
     let free = mem::frames().free_count();
@@ -85,6 +94,9 @@ pub fn parse(module: Option<Region>) -> Result<Bundle<'static>, String> {
 
 fn check_domain(bundle: &Bundle<'static>, d: &'static bundle::Domain) -> Result<(), String> {
     let name = bundle.name(d).unwrap_or("?");
+    if d.vcpus > LEGACY_MAX_VCPUS {
+        return Err(alloc::format!("domain {name} has {} vCPUs, {LEGACY_MAX_VCPUS} is the limit", d.vcpus));
+    }
     let cpus = smp::count();
     let all = if cpus >= 32 { u32::MAX } else { (1 << cpus) - 1 };
     if d.cpu_mask != 0 && d.cpu_mask & all == 0 {

@@ -1,5 +1,6 @@
 //! The end of the machine.
 
+use crate::console;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use hv_core::acpi::SoftOff;
 use spin::Once;
@@ -26,6 +27,7 @@ pub fn set_soft_off(off: SoftOff) {
 
 /// Ends the machine, as well as it can be ended; QEMU's exit status is then `code << 1 | 1`, or 0 without the debug device.
 pub fn off(code: u32) -> ! {
+    console::drain();
     if HAS_DEBUG_EXIT.load(Relaxed) {
         // SAFETY: the device is there (bundle), and ends the machine.
         unsafe { Port::new(DEBUG_EXIT).write(code) };

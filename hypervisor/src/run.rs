@@ -11,7 +11,7 @@ use crate::{apic, deadlines, events, time};
 use abi::hvm;
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
-use hv_core::sched::PutBack;
+use hv_core::sched::{PutBack, VcpuKey};
 use hv_core::timer::Kind;
 use hv_svm::{Event, intercept, v_intr};
 
@@ -122,7 +122,9 @@ pub fn cpu_loop(cpu: &'static PerCpu) -> ! {
         deadlines::expire(cpu);
         let picked = cpu.queue.lock().pick();
         let Some(key) = picked else {
-            idle(cpu);
+            if !take_from_busy(cpu) {
+                idle(cpu);
+            }
             continue;
         };
         let domain = domain::find(key.dom);
@@ -132,6 +134,29 @@ pub fn cpu_loop(cpu: &'static PerCpu) -> ! {
         };
         cpu.queue.lock().put_back(back);
     }
+}
+
+/// Before a CPU sleeps: takes over a vCPU that waits for a busy one. True if there was one.
+fn take_from_busy(cpu: &PerCpu) -> bool {
+    for other in percpu::all().filter(|other| other.id != cpu.id) {
+        let allowed = |key: VcpuKey| find(key).is_some_and(|v| v.cpu_mask & 1u32.checked_shl(cpu.id).unwrap_or(0) != 0);
+        let taken = other.queue.lock().give_away(allowed);
+        if let Some((key, class)) = taken
+            && let Some(vcpu) = find(key)
+        {
+            // In no queue now, and still `QUEUED`: nobody else moves it.
+            deadlines::migrate(&vcpu, other.id, cpu);
+            // The CPU is this one, and looks at once.
+            let _ = cpu.queue.lock().wake(key, class);
+            return true;
+        }
+    }
+    false
+}
+
+/// Also under a queue's lock: the list of domains is only read while CPUs run.
+fn find(key: VcpuKey) -> Option<Arc<Vcpu>> {
+    domain::find(key.dom)?.vcpu(key.vcpu.0).cloned()
 }
 
 /// Sleeps until an interrupt, unless something came meanwhile.

@@ -1,7 +1,7 @@
 //! Exceptions and interrupts of the hypervisor itself. An exception is a broken invariant: print everything, stop the machine.
 //! Interrupts come only where the run loop opens a window, with no lock held, so that their handlers may take locks.
 
-use crate::{apic, cpu, deadlines, irq, percpu};
+use crate::{apic, cpu, deadlines, irq, panic, percpu, power};
 use core::arch::global_asm;
 use spin::LazyLock;
 use x86_64::VirtAddr;
@@ -59,6 +59,8 @@ unsafe extern "C" {
     static trap_stubs: u8;
 }
 
+const NMI: u64 = 2;
+
 static IDT: LazyLock<InterruptDescriptorTable> = LazyLock::new(|| {
     let mut idt = InterruptDescriptorTable::new();
     // SAFETY: a symbol of the asm above; only its address is used.
@@ -107,6 +109,7 @@ pub fn load() {
 
 extern "C" fn handle(frame: &Frame) {
     match frame.vector {
+        NMI if panic::in_progress() => power::halt(),
         0..32 => exception(frame),
         vector => {
             let vector = vector as u8;

@@ -117,6 +117,17 @@ impl RunQueue {
         }
     }
 
+    /// Gives a waiting vCPU that may run elsewhere to a CPU that idles: the one that would wait longest here.
+    pub fn give_away(&mut self, may: impl Fn(VcpuKey) -> bool) -> Option<(VcpuKey, Class)> {
+        for class in [Class::Other, Class::Driver] {
+            let queue = self.queue(class);
+            if let Some(at) = queue.iter().rposition(|&key| may(key)) {
+                return queue.remove(at).map(|key| (key, class));
+            }
+        }
+        None
+    }
+
     /// A waiting vCPU is paused or stopped. The running one is not touched: says whether it is this one, which the CPU then
     /// has to put [`PutBack::Away`].
     pub fn remove(&mut self, key: VcpuKey) -> bool {
@@ -338,6 +349,19 @@ mod tests {
         let _idle = q.wake(key(2), Class::Other);
         let ran: Vec<_> = (0..3 * (DRIVER_BURST + 1)).filter_map(|_| q.pick()).collect();
         assert_eq!(ran.iter().filter(|k| **k == key(2)).count(), 3);
+    }
+
+    #[test]
+    fn an_idle_cpu_gets_the_last_of_those_it_may_run() {
+        let mut q = RunQueue::new();
+        for n in 1..=4 {
+            let _look = q.wake(key(n), if n == 4 { Class::Driver } else { Class::Other });
+        }
+        assert_eq!(q.pick(), Some(key(4)));
+        assert_eq!(q.give_away(|k| k != key(3)), Some((key(2), Class::Other)));
+        assert_eq!(q.give_away(|k| k == key(4)), None, "what runs stays");
+        q.put_back(PutBack::Away);
+        assert_eq!((q.pick(), q.pick()), (Some(key(1)), Some(key(3))), "the order of the rest is kept");
     }
 
     #[test]
