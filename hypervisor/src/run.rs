@@ -9,6 +9,7 @@ use crate::percpu::{self, PerCpu};
 use crate::vcpu::{Vcpu, Wait, state};
 use crate::{apic, deadlines, events, time};
 use abi::hvm;
+use abi::vcpu::runstate;
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use hv_core::sched::{PutBack, VcpuKey};
@@ -23,6 +24,7 @@ const LEAVE_GUEST_NS: u64 = 1000 * time::MS;
 /// An event may concern `vcpu`: if it waits, it becomes runnable; if it is in its guest, it comes out to be told.
 pub fn wake(vcpu: &Arc<Vcpu>) {
     if vcpu.state.compare_exchange(state::BLOCKED, state::QUEUED, SeqCst, SeqCst).is_ok() {
+        vcpu.account(runstate::RUNNABLE);
         enqueue(vcpu);
     } else if vcpu.in_guest.load(SeqCst) {
         kick(vcpu.cpu.load(SeqCst));
@@ -184,6 +186,8 @@ fn run_vcpu(cpu: &'static PerCpu, domain: &Arc<Domain>, vcpu: &Arc<Vcpu>) -> Put
     vcpu.cpu.store(cpu.id, SeqCst);
     vcpu.state.store(state::RUNNING, SeqCst);
     let start = time::now_ns();
+    vcpu.account(runstate::RUNNING);
+    vcpu.tell_times(domain);
     let left = {
         let mut context = vcpu.context.lock();
         // SAFETY: the hypervisor uses no FPU; what the registers hold was saved when its owner left this CPU.
@@ -194,6 +198,11 @@ fn run_vcpu(cpu: &'static PerCpu, domain: &Arc<Domain>, vcpu: &Arc<Vcpu>) -> Put
         left
     };
     domain.counters.cpu_ns.fetch_add(time::now_ns().saturating_sub(start), Relaxed);
+    vcpu.account(match left {
+        Left::Preempted | Left::SliceOver => runstate::RUNNABLE,
+        Left::Waits => runstate::BLOCKED,
+        Left::MayNotRun | Left::Down => runstate::OFFLINE,
+    });
     match left {
         Left::Preempted => {
             vcpu.state.store(state::QUEUED, SeqCst);

@@ -10,13 +10,15 @@ use crate::shared_frame::SharedFrame;
 use crate::time;
 use abi::sched::POLL_MAX_PORTS;
 use abi::shared::{shared_info, time_info, vcpu_info};
-use abi::{EvtchnPort, VcpuId, bundle};
+use abi::vcpu::RunstateInfo;
+use abi::{EvtchnPort, PAGE_SIZE, VcpuId, bundle};
 use alloc::sync::Weak;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 use hv_core::Mfn;
-use hv_core::sched::{Class, VcpuKey};
+use hv_core::sched::{Class, RunTimes, VcpuKey};
 use hv_core::watchdog::FineWatchdog;
 use spin::Mutex;
+use zerocopy::IntoBytes;
 
 /// [`Vcpu::state`].
 pub mod state {
@@ -81,6 +83,10 @@ pub struct Vcpu {
     pub key: VcpuKey,
     /// Its class in the queues.
     pub class: Class,
+    /// How long it ran and waited.
+    pub times: Mutex<RunTimes>,
+    /// Guest-physical address of the area that is told of them, and of its part on the next page (0 = none).
+    pub runstate_area: Mutex<Option<[u64; 2]>>,
     /// Its registers; locked by the CPU that runs it.
     pub context: Mutex<Context>,
 }
@@ -144,12 +150,27 @@ impl Vcpu {
             last_rip: AtomicU64::new(0),
             key: VcpuKey { dom: record.domid, vcpu: VcpuId(id) },
             class: if driver { Class::Driver } else { Class::Other },
+            times: Mutex::new(RunTimes::new(time::now_ns())),
+            runstate_area: Mutex::new(None),
             context: Mutex::new(context),
         }
+    }
+    /// It is in another run state (`abi::vcpu::runstate`) now.
+    pub fn account(&self, state: u32) {
+        self.times.lock().enter(state, time::now_ns());
+    }
+    /// Brings the guest's copy of its run times up to date, if it wants one. Where the page is gone, so is the copy.
+    pub fn tell_times(&self, domain: &Domain) {
+        let Some([first, second]) = *self.runstate_area.lock() else { return };
+        let info = self.times.lock().info();
+        let here = (PAGE_SIZE - first as usize % PAGE_SIZE).min(size_of::<RunstateInfo>());
+        let (head, tail) = info.as_bytes().split_at(here);
+        let _ = domain.write_phys(first, head).and_then(|()| domain.write_phys(second, tail));
     }
     /// Forgets what its former instance registered.
     pub fn reset(&self) {
         *self.wait.lock() = Wait::No;
+        *self.runstate_area.lock() = None;
         *self.watchdog.lock() = FineWatchdog::default();
         self.info_addr.store(0, SeqCst);
         self.upcall_vector.store(0, SeqCst);

@@ -186,8 +186,8 @@ call!(
     vcpu::IS_UP => bare IsUp,
     /// Time spent in each state: where to.
     vcpu::GET_RUNSTATE_INFO => value GetRunstateInfo(u64),
-    /// Linear address of the area that is kept up to date with it.
-    vcpu::REGISTER_RUNSTATE_MEMORY_AREA => value RegisterRunstateArea(u64),
+    /// The area that is kept up to date with it.
+    vcpu::REGISTER_RUNSTATE_MEMORY_AREA => at RegisterRunstateArea(vcpu::RegisterArea),
     /// Never: there are no periodic timers, but stopping one is fine.
     vcpu::STOP_PERIODIC_TIMER => bare StopPeriodicTimer,
     /// One-shot timer.
@@ -196,8 +196,8 @@ call!(
     vcpu::STOP_SINGLESHOT_TIMER => bare StopSingleshotTimer,
     /// Where its `vcpu_info` is to be.
     vcpu::REGISTER_VCPU_INFO => at RegisterVcpuInfo(vcpu::RegisterVcpuInfo),
-    /// Linear address of a second copy of its time information.
-    vcpu::REGISTER_VCPU_TIME_MEMORY_AREA => value RegisterTimeArea(u64),
+    /// A second copy of its time information.
+    vcpu::REGISTER_VCPU_TIME_MEMORY_AREA => at RegisterTimeArea(vcpu::RegisterArea),
 );
 
 call!(

@@ -1,11 +1,12 @@
-//! Who runs next: a run queue per physical CPU and the running state of each vCPU.
+//! Who runs next: a run queue per physical CPU; and how long each vCPU has run, waited or slept.
 //!
 //! Two classes. A driver domain goes first and preempts others, as many wait for it; within a class it is round robin. So that
 //! a busy driver domain cannot starve the control domain that would restart it, after [`DRIVER_BURST`] driver slices in a row
 //! one of the others, if any waits, gets a slice. Neighbours: `hypervisor/src` owns the loop that picks, enters and decodes;
-//! [`crate::timer`] says when; [`crate::watchdog`] counts the time the state machine here calls runnable.
+//! [`crate::timer`] says when; what a vCPU does at the moment is an atomic word there.
 
-use crate::{DomId, EvtchnPort, VcpuId};
+use crate::{DomId, VcpuId};
+use abi::vcpu::{RunstateInfo, runstate};
 use alloc::collections::VecDeque;
 
 /// Slices driver domains may have in a row while others wait.
@@ -137,181 +138,31 @@ impl RunQueue {
     }
 }
 
-/// What a vCPU does. The numbers are those of `RUNSTATE_*` where there is one (a poll is "blocked").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// On a CPU.
-    Running,
-    /// Waits for a CPU.
-    Runnable,
-    /// Waits for an event.
-    Blocked,
-    /// Waits for an event on these ports, even if masked.
-    Polling(PollSet),
-    /// Not brought up.
-    Offline,
-}
-
-/// The ports of a poll. As in Xen, a poll of several is woken by any event of the domain; the guest looks anyway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PollSet {
-    /// This one.
-    One(EvtchnPort),
-    /// Several.
-    Any,
-    /// None: only the deadline, or an upcall.
-    Nothing,
-}
-
-/// The running state of one vCPU with Xen's run-state times.
+/// How long a vCPU has been in which run state (`public/vcpu.h`): what guests call stolen time is the runnable part.
 #[derive(Clone, Copy, Debug)]
-pub struct RunState {
-    state: State,
-    paused: bool,
-    since_ns: u64,
-    times_ns: [u64; 4],
-}
+pub struct RunTimes(RunstateInfo);
 
-/// `vcpu_runstate_info.state`.
-mod runstate {
-    pub const RUNNING: u32 = 0;
-    pub const RUNNABLE: u32 = 1;
-    pub const BLOCKED: u32 = 2;
-    pub const OFFLINE: u32 = 3;
-}
-
-impl RunState {
-    /// A vCPU that has not been brought up.
+impl RunTimes {
+    /// A vCPU that has not run yet.
     #[must_use]
-    pub const fn offline(now_ns: u64) -> Self {
-        Self { state: State::Offline, paused: false, since_ns: now_ns, times_ns: [0; 4] }
+    pub const fn new(now_ns: u64) -> Self {
+        Self(RunstateInfo { state: runstate::OFFLINE, pad: 0, state_entry_time: now_ns, time: [0; 4] })
     }
 
-    /// What it does.
-    #[must_use]
-    pub const fn state(&self) -> State {
-        self.state
-    }
-    /// Paused by someone.
-    #[must_use]
-    pub const fn paused(&self) -> bool {
-        self.paused
-    }
-    /// May be given a CPU.
-    #[must_use]
-    pub fn runnable(&self) -> bool {
-        self.state == State::Runnable && !self.paused
-    }
-    /// Running, or waiting only for a CPU: what the fine watchdog counts.
-    #[must_use]
-    pub fn busy(&self) -> bool {
-        self.state == State::Running || self.runnable()
-    }
-
-    fn enter(&mut self, state: State, now_ns: u64) {
-        let spent = now_ns.saturating_sub(self.since_ns);
-        let was = self.runstate() as usize;
-        if let Some(t) = self.times_ns.get_mut(was) {
-            *t = t.saturating_add(spent);
+    /// It is in `state` ([`runstate`]) from now on.
+    pub fn enter(&mut self, state: u32, now_ns: u64) {
+        let info = &mut self.0;
+        if let Some(time) = info.time.get_mut(info.state as usize) {
+            *time = time.saturating_add(now_ns.saturating_sub(info.state_entry_time));
         }
-        self.since_ns = now_ns;
-        self.state = state;
+        info.state = state;
+        info.state_entry_time = now_ns;
     }
 
-    /// `vcpu_runstate_info.state`; a paused vCPU that could run counts as offline.
+    /// What a guest is told. As in Xen the present state's time runs up to its entry; the guest adds the rest.
     #[must_use]
-    pub const fn runstate(&self) -> u32 {
-        match self.state {
-            State::Running => runstate::RUNNING,
-            State::Runnable if self.paused => runstate::OFFLINE,
-            State::Runnable => runstate::RUNNABLE,
-            State::Blocked | State::Polling(_) => runstate::BLOCKED,
-            State::Offline => runstate::OFFLINE,
-        }
-    }
-
-    /// `vcpu_runstate_info.state_entry_time`.
-    #[must_use]
-    pub const fn since_ns(&self) -> u64 {
-        self.since_ns
-    }
-
-    /// `vcpu_runstate_info.time`, up to now: running, runnable, blocked, offline.
-    #[must_use]
-    pub fn times_ns(&self, now_ns: u64) -> [u64; 4] {
-        let mut copy = *self;
-        copy.enter(self.state, now_ns);
-        copy.times_ns
-    }
-
-    /// `VCPUOP_up`. Says whether it is to be queued.
-    #[must_use]
-    pub fn up(&mut self, now_ns: u64) -> bool {
-        if self.state == State::Offline {
-            self.enter(State::Runnable, now_ns);
-        }
-        self.runnable()
-    }
-    /// `VCPUOP_down`, or the domain stops.
-    pub fn down(&mut self, now_ns: u64) {
-        self.enter(State::Offline, now_ns);
-    }
-    /// It was picked.
-    pub fn run(&mut self, now_ns: u64) {
-        if self.runnable() {
-            self.enter(State::Running, now_ns);
-        }
-    }
-    /// It is off its CPU, and would go on.
-    pub fn preempt(&mut self, now_ns: u64) {
-        if self.state == State::Running {
-            self.enter(State::Runnable, now_ns);
-        }
-    }
-    /// It waits for an event. The caller has looked, after it unmasked upcalls, that none is pending.
-    pub fn block(&mut self, now_ns: u64) {
-        if self.state == State::Running {
-            self.enter(State::Blocked, now_ns);
-        }
-    }
-    /// It waits for one of some ports. The caller looks again afterwards whether one is pending, and wakes it if so.
-    pub fn poll(&mut self, ports: PollSet, now_ns: u64) {
-        if self.state == State::Running {
-            self.enter(State::Polling(ports), now_ns);
-        }
-    }
-
-    /// An upcall is pending for it, or its deadline passed. Says whether it is to be queued.
-    #[must_use]
-    pub fn wake(&mut self, now_ns: u64) -> bool {
-        let waits = matches!(self.state, State::Blocked | State::Polling(_));
-        if waits {
-            self.enter(State::Runnable, now_ns);
-        }
-        waits && !self.paused
-    }
-
-    /// A port of its domain became pending, masked or not. Says whether it is to be queued.
-    #[must_use]
-    pub fn polled(&mut self, port: EvtchnPort, now_ns: u64) -> bool {
-        match self.state {
-            State::Polling(PollSet::Any) => self.wake(now_ns),
-            State::Polling(PollSet::One(p)) if p == port => self.wake(now_ns),
-            _ => false,
-        }
-    }
-
-    /// It must not run until [`Self::unpause`]; one that runs is told to leave its CPU by the caller.
-    pub fn pause(&mut self, now_ns: u64) {
-        self.enter(self.state, now_ns);
-        self.paused = true;
-    }
-    /// Says whether it is to be queued.
-    #[must_use]
-    pub fn unpause(&mut self, now_ns: u64) -> bool {
-        self.enter(self.state, now_ns);
-        self.paused = false;
-        self.runnable()
+    pub const fn info(&self) -> RunstateInfo {
+        self.0
     }
 }
 
@@ -410,33 +261,18 @@ mod tests {
     }
 
     #[test]
-    fn times_add_up_and_a_paused_vcpu_is_queued_by_nobody() {
-        let mut v = RunState::offline(0);
-        assert!(v.up(10));
-        v.run(15);
-        v.block(35);
-        v.pause(40);
-        assert!(!v.wake(50), "paused");
-        assert!(!v.runnable() && !v.busy());
-        assert!(v.unpause(60));
-        assert_eq!(v.times_ns(70), [20, 15, 15, 20]);
-        assert_eq!((v.runstate(), v.since_ns()), (1, 60));
-    }
-
-    #[test]
-    fn a_poll_is_woken_by_its_port_or_an_upcall_only() {
-        let mut v = RunState::offline(0);
-        assert!(v.up(0));
-        for (set, port, woken) in
-            [(PollSet::One(EvtchnPort(3)), 4, false), (PollSet::Any, 4, true), (PollSet::Nothing, 4, false)]
-        {
-            v.run(0);
-            v.poll(set, 0);
-            assert_eq!(v.polled(EvtchnPort(port), 0), woken);
-            assert_eq!(v.wake(0), !woken);
+    fn run_times_add_up() {
+        let mut t = RunTimes::new(0);
+        for (state, now) in [
+            (runstate::RUNNABLE, 10),
+            (runstate::RUNNING, 15),
+            (runstate::BLOCKED, 35),
+            (runstate::RUNNABLE, 60),
+            (runstate::RUNNING, 61),
+        ] {
+            t.enter(state, now);
         }
-        v.run(0);
-        v.block(0);
-        assert!(!v.polled(EvtchnPort(3), 0), "a masked port does not wake a blocked vCPU");
+        let expected = RunstateInfo { state: runstate::RUNNING, pad: 0, state_entry_time: 61, time: [20, 6, 25, 10] };
+        assert_eq!(t.info(), expected);
     }
 }

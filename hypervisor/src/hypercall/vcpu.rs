@@ -5,7 +5,7 @@ use crate::domain::Domain;
 use crate::vcpu::{Vcpu, state};
 use crate::{deadlines, events, mem, time};
 use abi::shared::vcpu_info;
-use abi::vcpu::{RegisterVcpuInfo, SSHOTTMR_FUTURE};
+use abi::vcpu::{RegisterVcpuInfo, RunstateInfo, SSHOTTMR_FUTURE};
 use abi::{Errno, PAGE_SIZE};
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering::SeqCst;
@@ -42,8 +42,34 @@ pub fn call(caller: &Caller<'_>, [cmd, id, arg, ..]: [u64; 5]) -> Result<i64, Er
             Ok(0)
         }
         Op::RegisterVcpuInfo(op) => register_info(caller.domain, caller.vcpu, vcpu, &op).map(|()| 0),
-        Op::GetRunstateInfo(_) | Op::RegisterRunstateArea(_) | Op::RegisterTimeArea(_) => Err(Errno::ENOSYS),
+        Op::GetRunstateInfo(to) => caller.mem.write(to, &vcpu.times.lock().info()).map(|()| 0),
+        Op::RegisterRunstateArea(op) => {
+            let area = places(caller, op.addr, size_of::<RunstateInfo>())?;
+            *vcpu.runstate_area.lock() = area;
+            vcpu.tell_times(caller.domain);
+            Ok(0)
+        }
+        Op::RegisterTimeArea(op) => {
+            if op.addr != 0 {
+                // The scale never changes, so this is the only time the copy has to be made.
+                let info = vcpu.info(caller.domain).ok_or(Errno::EINVAL)?.bytes();
+                let time = info.get(vcpu_info::TIME..).ok_or(Errno::EINVAL)?;
+                caller.mem.write_bytes(op.addr, time)?;
+            }
+            Ok(0)
+        }
     }
+}
+
+/// Guest-physical addresses of an area's first byte and of its part on the next page, 0 where it has none; `None` for no area.
+fn places(caller: &Caller<'_>, addr: u64, len: usize) -> Result<Option<[u64; 2]>, Errno> {
+    if addr == 0 {
+        return Ok(None);
+    }
+    let last = addr.checked_add(len as u64 - 1).ok_or(Errno::EFAULT)?;
+    let page = PAGE_SIZE as u64;
+    let second = if last / page == addr / page { 0 } else { caller.mem.translate(last / page * page, true)? };
+    Ok(Some([caller.mem.translate(addr, true)?, second]))
 }
 
 /// Moves a vCPU's `vcpu_info` to a page of its domain, once; the page is pinned there until the domain restarts.

@@ -30,6 +30,42 @@ pub const REGISTER_VCPU_TIME_MEMORY_AREA: u64 = 13;
 /// `VCPU_SSHOTTMR_future`: answer -ETIME where the deadline has passed.
 pub const SSHOTTMR_FUTURE: u32 = 1;
 
+/// `RUNSTATE_*`: what a vCPU does.
+pub mod runstate {
+    /// On a CPU.
+    pub const RUNNING: u32 = 0;
+    /// Waits for a CPU.
+    pub const RUNNABLE: u32 = 1;
+    /// Waits for an event.
+    pub const BLOCKED: u32 = 2;
+    /// Must not run.
+    pub const OFFLINE: u32 = 3;
+}
+
+/// `vcpu_runstate_info`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct RunstateInfo {
+    /// OUT: [`runstate`].
+    pub state: u32,
+    /// Zero.
+    pub pad: u32,
+    /// OUT: system time at which it was entered, ns.
+    pub state_entry_time: u64,
+    /// OUT: ns spent in each state.
+    pub time: [u64; 4],
+}
+crate::assert_layout!(RunstateInfo, 48, state_entry_time @ 8, time @ 16);
+
+/// `vcpu_register_runstate_memory_area` and `vcpu_register_time_memory_area`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct RegisterArea {
+    /// IN: linear address of the area; 0 ends it.
+    pub addr: u64,
+}
+crate::assert_layout!(RegisterArea, 8);
+
 /// `vcpu_set_singleshot_timer`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
