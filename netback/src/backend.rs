@@ -136,6 +136,8 @@ pub struct Backend<P: Platform, N, A, F, S> {
     copies: Vec<GrantCopy>,
     incoming: Vec<Incoming>,
     batch: Batch,
+    /// Frames whose way into a vif ends with this turn's batch, and whether they got in.
+    done: Vec<(FrameId, bool)>,
     ports: Vec<EvtchnPort>,
     faults: Vec<(usize, VifFault)>,
     stats: BackendStats,

@@ -26,7 +26,7 @@ enum Entry {
 impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, S> {
     /// Delivers frames that wait for vifs into the requests these have posted.
     pub(super) fn deliver(&mut self, now_us: u64) -> bool {
-        let mut done: Vec<(FrameId, bool)> = Vec::new();
+        let mut done = core::mem::take(&mut self.done);
         for slot in 0..self.vifs.len() {
             if let Err(fault) = self.deliver_to(slot, now_us, &mut done) {
                 self.faults.push((slot, fault));
@@ -35,17 +35,19 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         let any = !done.is_empty();
         self.copy(true);
         self.platform.crash_point();
-        for answer in core::mem::take(&mut self.batch.answers) {
-            let words = answer.words(&self.batch.operations);
+        let batch = core::mem::take(&mut self.batch);
+        for answer in &batch.answers {
             let Some(connection) = self.connection(answer.vif) else { continue };
-            if let Err(fault) = connection.rx.complete(answer.index, words) {
+            if let Err(fault) = connection.rx.complete(answer.index, answer.words(&batch.operations)) {
                 self.faults.push((answer.vif, fault.into()));
             }
         }
+        self.batch = batch;
         self.batch.clear();
-        for (id, delivered) in done {
+        for (id, delivered) in done.drain(..) {
             self.frames.release(&mut self.pool, id, delivered);
         }
+        self.done = done;
         any
     }
 
