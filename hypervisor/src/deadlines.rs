@@ -56,12 +56,12 @@ pub fn watchdog_changed(vcpu: &Vcpu) {
     let coarse = vcpu.domain.upgrade().filter(|_| vcpu.id.0 == 0).and_then(|d| d.watchdogs.lock().next_ns());
     set(vcpu, Kind::Watchdog, fine.into_iter().chain(coarse).min());
 }
-/// Its deadline passed: the domain is stopped, unless it was fed on another CPU meanwhile.
+/// A deadline passed: the domain is stopped if it was the last, and not fed on another CPU meanwhile.
 pub fn watchdog_passed(domain: &Arc<Domain>, vcpu: &Vcpu) {
     let now = time::now_ns();
-    let fine = vcpu.watchdog.lock().deadline_ns();
-    let coarse = domain.watchdogs.lock().next_ns();
-    if fine.into_iter().chain(coarse).any(|at| at <= now) {
+    let fine = vcpu.watchdog.lock().expire(now);
+    let coarse = domain.watchdogs.lock().next_ns().is_some_and(|at| at <= now);
+    if fine || coarse {
         let rip = vcpu.last_rip.load(Relaxed);
         lifecycle::stop(domain, Cause { cause: cause::WATCHDOG, info: [rip, 0, 0, 0] });
     } else {

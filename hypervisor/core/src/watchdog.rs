@@ -63,18 +63,32 @@ impl Watchdogs {
     }
 }
 
+/// Parts of the fine watchdog's time. Each has to be seen to pass: a machine that is itself held up (a hypervisor below us, an
+/// emulator without a CPU) loses one part then and not the domain, which gets to feed it before the others are over.
+pub const PARTS: u8 = 4;
+
 /// The fine watchdog of one vCPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FineWatchdog {
-    /// Armed: ns of busy time left at `busy_since_ns`, or while idle.
-    left_ns: Option<u64>,
+    /// Armed: ns of a part.
+    part_ns: Option<u64>,
+    /// Parts that passed since it was fed.
+    passed: u8,
+    /// ns of busy time left in this part at `busy_since_ns`, or while idle.
+    left_ns: u64,
     busy_since_ns: Option<u64>,
 }
 
 impl FineWatchdog {
     /// Arms or feeds it; 0 ends it.
     pub fn arm(&mut self, timeout_ms: u64, now_ns: u64) {
-        self.left_ns = (timeout_ms != 0).then(|| timeout_ms.saturating_mul(NS_PER_MS));
+        self.part_ns = (timeout_ms != 0).then(|| timeout_ms.saturating_mul(NS_PER_MS) / u64::from(PARTS));
+        self.passed = 0;
+        self.next_part(now_ns);
+    }
+
+    fn next_part(&mut self, now_ns: u64) {
+        self.left_ns = self.part_ns.unwrap_or(0);
         self.busy_since_ns = self.busy_since_ns.map(|_| now_ns);
     }
 
@@ -83,16 +97,27 @@ impl FineWatchdog {
         if busy == self.busy_since_ns.is_some() {
             return;
         }
-        if let (Some(left), Some(since)) = (self.left_ns, self.busy_since_ns) {
-            self.left_ns = Some(left.saturating_sub(now_ns.saturating_sub(since)));
+        if let Some(since) = self.busy_since_ns {
+            self.left_ns = self.left_ns.saturating_sub(now_ns.saturating_sub(since));
         }
         self.busy_since_ns = busy.then_some(now_ns);
     }
 
-    /// When it is missed, in system time; `None` while it is not armed or its vCPU is idle.
+    /// When the part that runs is over, in system time; `None` while it is not armed or its vCPU is idle.
     #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {
-        Some(self.busy_since_ns?.saturating_add(self.left_ns?))
+        self.part_ns?;
+        Some(self.busy_since_ns?.saturating_add(self.left_ns))
+    }
+
+    /// Looks at `now_ns`; true if the last part is over, and so the watchdog missed. The next part begins now, however late this is.
+    pub fn expire(&mut self, now_ns: u64) -> bool {
+        if self.deadline_ns().is_none_or(|at| at > now_ns) {
+            return false;
+        }
+        self.passed = self.passed.saturating_add(1);
+        self.next_part(now_ns);
+        self.passed >= PARTS
     }
 }
 
@@ -122,25 +147,53 @@ mod tests {
     fn the_fine_one_counts_busy_time_only() {
         let mut w = FineWatchdog::default();
         w.set_busy(true, 0);
-        w.arm(10, 1_000_000);
-        assert_eq!(w.deadline_ns(), Some(11_000_000));
-        w.set_busy(false, 5_000_000);
+        w.arm(8, 1_000_000);
+        assert_eq!(w.deadline_ns(), Some(3_000_000));
+        w.set_busy(false, 2_000_000);
         assert_eq!(w.deadline_ns(), None);
         w.set_busy(true, 500_000_000);
         w.set_busy(true, 500_000_001);
-        assert_eq!(w.deadline_ns(), Some(506_000_000));
-        w.arm(10, 501_000_000);
-        assert_eq!(w.deadline_ns(), Some(511_000_000));
+        assert_eq!(w.deadline_ns(), Some(501_000_000));
+        w.arm(8, 500_500_000);
+        assert_eq!(w.deadline_ns(), Some(502_500_000));
         w.arm(0, 502_000_000);
         assert_eq!(w.deadline_ns(), None);
+        assert!(!w.expire(u64::MAX));
     }
 
     #[test]
     fn arming_while_idle_starts_with_the_next_busy_time() {
         let mut w = FineWatchdog::default();
-        w.arm(2, 100);
+        w.arm(4, 100);
         assert_eq!(w.deadline_ns(), None);
         w.set_busy(true, 900);
-        assert_eq!(w.deadline_ns(), Some(2_000_900));
+        assert_eq!(w.deadline_ns(), Some(1_000_900));
+    }
+
+    #[test]
+    fn a_spinning_domain_misses_it_after_its_whole_time() {
+        let mut w = FineWatchdog::default();
+        w.set_busy(true, 0);
+        w.arm(20, 0);
+        let mut missed = Vec::new();
+        for part in 1..=4u64 {
+            assert!(!w.expire(part * 5_000_000 - 1));
+            missed.push(w.expire(part * 5_000_000));
+        }
+        assert_eq!(missed, [false, false, false, true]);
+    }
+
+    #[test]
+    fn a_machine_held_up_costs_one_part_however_long() {
+        let mut w = FineWatchdog::default();
+        w.set_busy(true, 0);
+        w.arm(20, 0);
+        assert!(!w.expire(900_000_000));
+        assert_eq!(w.deadline_ns(), Some(905_000_000));
+        w.arm(20, 901_000_000);
+        for late in 1..=3u64 {
+            assert!(!w.expire(901_000_000 + late * 700_000_000));
+        }
+        assert!(w.expire(901_000_000 + 4 * 700_000_000));
     }
 }
