@@ -335,7 +335,43 @@ mod tests {
         assert!(sizes.iter().all(|size| *size == sizes[0]));
     }
 
+    /// Headers that pass, indices near the truth, and anything at all.
+    fn hostile_write() -> impl Strategy<Value = (usize, u32)> {
+        let indices =
+            prop_oneof![Just(page::REQ_PROD), Just(page::RSP_CONS), Just(page::CONNECTION), Just(page::REQ_CONS)];
+        let text = Just(u32::from_le_bytes(*b"a/b\0"));
+        prop_oneof![
+            4 => (0usize..256, prop_oneof![0u32..24, text, any::<u32>()]).prop_map(|(w, v)| (w * 4, v)),
+            4 => (indices, 0u32..2100),
+            1 => (0usize..1024, any::<u32>()).prop_map(|(w, v)| (w * 4, v)),
+        ]
+    }
+
     proptest! {
+        /// One domain writes anything anywhere in its page, between any two turns; the other does its work as if alone.
+        #[test]
+        fn an_honest_domain_never_notices_a_hostile_one(
+            rounds in proptest::collection::vec(proptest::collection::vec(hostile_write(), 0..40), 1..25),
+        ) {
+            let (p1, p2, mut s) = (page(), page(), store());
+            let mut hostile = Connection::attach(DomId(1), &p1, &mut s);
+            let (mut client, mut honest) = (Client::attach(&p2), Connection::attach(DomId(2), &p2, &mut s));
+            for (i, writes) in rounds.into_iter().enumerate() {
+                for (offset, value) in writes {
+                    p1.write(offset, value);
+                }
+                let _ = hostile.turn(&p1, &mut s);
+                let value = std::format!("{i}");
+                let write = client.request(MsgType::Write, 0, &[b"work/n", NUL, value.as_bytes()]).unwrap();
+                let read = client.request(MsgType::Read, 0, &[b"work/n", NUL]).unwrap();
+                settle(&mut client, &mut honest, &p2, &mut s);
+                prop_assert_eq!(client.take_reply(write), Some(Ok(b"OK\0".to_vec())));
+                prop_assert_eq!(client.take_reply(read), Some(Ok(value.into_bytes())));
+                prop_assert!(hostile.out.len() <= Connection::OUT_LIMIT + 4096 + 16);
+                prop_assert!(s.usage(DomId(1)).nodes <= Quota::default().nodes);
+            }
+        }
+
         #[test]
         fn a_page_of_lies_never_panics_the_server(
             writes in proptest::collection::vec((0usize..520, prop_oneof![0u32..2000, any::<u32>()]), 0..300),

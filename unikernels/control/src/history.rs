@@ -60,13 +60,20 @@ impl From<&DomOp> for Phases {
     }
 }
 
-/// What an event says beyond its cause, for people: the text where there is one, and the numbers that the cause defines.
+/// What an event says beyond its cause, for people: the text where it belongs to the cause, and the numbers that the cause defines.
 #[must_use]
 pub fn detail(event: &Event) -> String {
     let text = event.text.split(|&b| b == 0).next().unwrap_or_default();
     let text = String::from_utf8_lossy(text);
-    // A panic's last line begins with the word that the cause says already.
-    let text = text.strip_prefix(cause::name(event.cause)).map_or(&*text, |rest| rest.trim_start_matches(": "));
+    // The text of other causes is only the last line the domain happened to write. A panic's begins with the word that the
+    // cause says already.
+    let text = match event.cause {
+        cause::CRASH => {
+            text.strip_prefix(cause::name(event.cause)).map_or(&*text, |rest| rest.trim_start_matches(": "))
+        }
+        cause::IOMMU_FAULT => &*text,
+        _ => "",
+    };
     let [rip, a, b, _] = event.info;
     let numbers = match event.cause {
         cause::ADMIN => return String::from("by order"),
@@ -226,8 +233,10 @@ mod tests {
         assert_eq!(detail(&dma), "device 00:03.0 at address 0xdead0000, flags 0x10");
         let mut port = Event { cause: cause::PORT_IO, info: [0x1000, 0x80, 1, 0], ..Event::default() };
         assert_eq!(detail(&port), "at 0x1000, write to port 0x80");
-        port.text[..2].copy_from_slice(b"hm");
-        assert_eq!(detail(&port), "hm (at 0x1000, write to port 0x80)");
+        port.text[..9].copy_from_slice(b"panic: hm");
+        assert_eq!(detail(&port), "at 0x1000, write to port 0x80");
+        port.cause = cause::CRASH;
+        assert_eq!(detail(&port), "hm (at 0x1000)");
         assert_eq!(detail(&Event { cause: cause::ADMIN, ..Event::default() }), "by order");
     }
 

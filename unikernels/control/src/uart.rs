@@ -50,6 +50,9 @@ const FIFO: usize = 16;
 /// because a register access may be a world switch and domains wait for their restart meanwhile.
 const ROUNDS: usize = 64;
 
+/// Bytes of queue that are kept when it is empty.
+const OUT_KEPT: usize = 4096;
+
 /// Nothing answers at the ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoUart;
@@ -84,7 +87,7 @@ impl<R: Registers> Uart<R> {
         registers.write(reg::FCR, FCR_SETUP);
         registers.write(reg::MCR, MCR_SETUP);
         registers.write(reg::IER, IER_RX);
-        Ok(Self { registers, out: VecDeque::new(), ier: IER_RX, lost: 0 })
+        Ok(Self { registers, out: VecDeque::with_capacity(OUT_KEPT), ier: IER_RX, lost: 0 })
     }
 
     /// Whether a text of `len` bytes may be queued by [`Uart::send`].
@@ -140,8 +143,8 @@ impl<R: Registers> Uart<R> {
                 break;
             }
         }
-        if self.out.is_empty() && self.out.capacity() > 4096 {
-            self.out = VecDeque::new();
+        if self.out.is_empty() && self.out.capacity() > OUT_KEPT {
+            self.out = VecDeque::with_capacity(OUT_KEPT);
         }
         // Enabled with an empty FIFO, the transmit interrupt comes at once: nothing is missed in between.
         let wanted = if self.out.is_empty() { IER_RX } else { IER_RX | IER_TX };

@@ -129,6 +129,10 @@ impl Domain {
             first_boot: me.generation == 0,
         };
         let backend = Backend::start(parts, &mut store).map_err(|e| format!("backend: {e:?}"))?;
+        // For the control domain's history; nobody waits for the answer.
+        if let Err(e) = store.0.post("control/serving", &format!("{}", me.generation)) {
+            log::warn!("control/serving: {e:?}");
+        }
         let watchdog = match config.number("watchdog-ms").unwrap_or(WATCHDOG_MS) {
             0 => None,
             ms => Some(Watchdog::arm(ms).map_err(|e| format!("watchdog: {e}"))?),

@@ -37,6 +37,7 @@ pub fn boot() -> Result<Control, String> {
         dom_exc: None,
         dirty: BTreeSet::new(),
         history_dirty: true,
+        put_off: 0,
         round: 0,
     };
     control.find_domains()?;
@@ -52,7 +53,6 @@ pub fn boot() -> Result<Control, String> {
     control.socket = Socket::open().inspect_err(|why| log::warn!("no control socket: {why}")).ok();
     control.dirty.insert(DomId::CONTROL);
     control.dirty.extend(control.links.iter().map(|l| l.domid));
-    control.publish();
     control.announce_ready();
     log::info!("control: {} domains, {} store nodes", control.links.len() + 1, control.store.total().nodes);
     Ok(control)

@@ -39,6 +39,8 @@ struct Control {
     /// Domains whose status nodes are to be written again.
     dirty: BTreeSet<DomId>,
     history_dirty: bool,
+    /// Rounds for which writing them was put off.
+    put_off: u32,
     /// Where the round of the store's turns begins next.
     round: usize,
 }
@@ -75,7 +77,7 @@ impl Control {
         if self.failure_pending() {
             return true;
         }
-        self.publish();
+        busy |= self.publish();
         let now = clock::now();
         if now >= *tick {
             *tick = now + TICK;
