@@ -73,6 +73,19 @@ impl PageMap<'_> {
 struct Ram {
     start: u64,
     map: PageMap<'static>,
+    /// Pages below this index are still as the hypervisor gave them: zero. (`Pages` come from the top.)
+    clean_below: usize,
+}
+
+impl Ram {
+    /// Takes a run of pages: its index, and how many of its upper pages are not known to be zero.
+    fn take(&mut self, count: usize) -> Option<(usize, usize)> {
+        let first = self.map.take_top(count)?;
+        let end = first.saturating_add(count);
+        let dirty = end.saturating_sub(self.clean_below.max(first));
+        self.clean_below = self.clean_below.min(first);
+        Some((first, dirty))
+    }
 }
 
 static RAM: Mutex<Option<Ram>> = Mutex::new(None);
@@ -94,10 +107,13 @@ pub fn heap_usage() -> (usize, usize) {
 
 /// Takes over the free RAM `[start, end)`.
 ///
+/// Where `zeroed`, the hypervisor has cleared it (Xenolith does at every entry), and clearing 2 MiB of packet memory again would
+/// be a good part of an outage.
+///
 /// # Safety
-/// I5: the range is mapped, writable RAM that nothing uses, and this is called once.
+/// I5: the range is mapped, writable RAM that nothing uses, zero where `zeroed` says so, and this is called once.
 #[cfg(target_os = "none")]
-pub(crate) unsafe fn init(start: u64, end: u64) {
+pub(crate) unsafe fn init(start: u64, end: u64, zeroed: bool) {
     let page = PAGE_SIZE as u64;
     let start = start.next_multiple_of(page);
     let pages = (end.saturating_sub(start) / page) as usize;
@@ -109,7 +125,7 @@ pub(crate) unsafe fn init(start: u64, end: u64) {
     let bits = unsafe { core::slice::from_raw_parts_mut(bits, words) };
     let mut map = PageMap { bits, pages };
     map.set(0, words.wrapping_mul(8).div_ceil(PAGE_SIZE), true);
-    *RAM.lock() = Some(Ram { start, map });
+    *RAM.lock() = Some(Ram { start, map, clean_below: if zeroed { pages } else { 0 } });
 }
 
 /// Takes `count` pages directly at `at` for the heap, or, where `at` is `None`, the lowest free ones.
@@ -144,9 +160,13 @@ impl Pages {
         if count == 0 {
             return None;
         }
-        let base = NonNull::new(take(count)?)?;
-        // SAFETY: I5 – `take` gave exactly this run to us.
-        unsafe { base.write_bytes(0, count.wrapping_mul(PAGE_SIZE)) };
+        let (base, dirty_pages) = take(count)?;
+        let base = NonNull::new(base)?;
+        let clean = count.saturating_sub(dirty_pages).wrapping_mul(PAGE_SIZE);
+        // The upper part of the run has been used before.
+        let dirty = base.as_ptr().wrapping_add(clean);
+        // SAFETY: I5 – `take` gave exactly this run to us, and `clean` is inside of it.
+        unsafe { dirty.write_bytes(0, dirty_pages.wrapping_mul(PAGE_SIZE)) };
         Some(Self { base, count })
     }
     /// First byte.
@@ -166,13 +186,14 @@ impl Pages {
     }
 }
 
+/// Takes a run; answers its first byte and how many of its upper pages are not known to be zero.
 #[cfg(target_os = "none")]
-fn take(count: usize) -> Option<*mut u8> {
+fn take(count: usize) -> Option<(*mut u8, usize)> {
     let mut lock = RAM.lock();
     let ram = lock.as_mut()?;
-    let first = ram.map.take_top(count)?;
+    let (first, dirty) = ram.take(count)?;
     let address = (ram.start as usize).wrapping_add(first.wrapping_mul(PAGE_SIZE));
-    Some(core::ptr::with_exposed_provenance_mut(address))
+    Some((core::ptr::with_exposed_provenance_mut(address), dirty))
 }
 
 #[cfg(not(target_os = "none"))]
@@ -181,9 +202,9 @@ fn layout(count: usize) -> Option<core::alloc::Layout> {
 }
 
 #[cfg(not(target_os = "none"))]
-fn take(count: usize) -> Option<*mut u8> {
+fn take(count: usize) -> Option<(*mut u8, usize)> {
     // SAFETY: the size is not zero (`Pages::alloc` refuses that).
-    Some(unsafe { alloc::alloc::alloc_zeroed(layout(count)?) })
+    Some((unsafe { alloc::alloc::alloc_zeroed(layout(count)?) }, 0))
 }
 
 impl Drop for Pages {
@@ -219,5 +240,20 @@ mod tests {
         assert_eq!(map.take_top(2), Some(98));
         assert_eq!(map.take_top(32), Some(64));
         assert!(map.taken(100), "past the end counts as taken");
+    }
+
+    #[test]
+    fn only_what_was_used_before_counts_as_dirty() {
+        let bits = std::boxed::Box::leak(std::boxed::Box::new([0u64; 1]));
+        let mut ram = Ram { start: 0, map: PageMap { bits, pages: 64 }, clean_below: 64 };
+        assert_eq!(ram.take(4), Some((60, 0)));
+        ram.map.set(60, 4, false);
+        assert_eq!(ram.take(6), Some((58, 4)));
+        assert_eq!(ram.take(1), Some((57, 0)));
+        ram.map.set(58, 2, false);
+        assert_eq!(ram.take(2), Some((58, 2)));
+        let bits = std::boxed::Box::leak(std::boxed::Box::new([0u64; 1]));
+        let mut ram = Ram { start: 0, map: PageMap { bits, pages: 64 }, clean_below: 0 };
+        assert_eq!(ram.take(64), Some((0, 64)), "nothing is known of it");
     }
 }

@@ -74,8 +74,10 @@ extern "C" fn start(kind: u32, info: u64) -> ! {
     // SAFETY: I10 – `free` is RAM that holds neither the image nor the configuration, and `end` cuts the special pages off.
     let tables_end = unsafe { paging::install(first_free, end) };
     traps::install();
+    // Only Xenolith answers this call, and only it promises that RAM is zero.
+    let zeroed = identity::self_info().is_ok();
     // SAFETY: I5 – the tables end there, and the special pages begin at `end`.
-    unsafe { memory::init(tables_end, end) };
+    unsafe { memory::init(tables_end, end, zeroed) };
     console::install(crate::config::config().get("log"));
     if let Err(e) = shared_info::map() {
         panic!("shared info refused: {e}");
