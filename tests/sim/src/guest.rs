@@ -207,6 +207,14 @@ impl Guest {
         }
     }
 
+    /// An event comes to both ends of the vif, for no reason.
+    pub fn kick(&mut self) {
+        if let Some(link) = &mut self.link {
+            (link.tx_awake, link.rx_awake) = (true, true);
+            self.world.send(self.dom, link.tx_port);
+        }
+    }
+
     /// Requests sent and not answered.
     pub fn unanswered(&self) -> usize {
         self.link.as_ref().map_or(0, |link| link.slots.len())

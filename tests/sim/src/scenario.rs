@@ -62,6 +62,8 @@ pub struct Scenario {
     pub guest_deaths: u32,
     /// One in so many steps breaks the device; 0 = never.
     pub device_faults: u32,
+    /// One in so many events is lost; 0 = none. Whoever waits for ever because of it is kicked once.
+    pub lose_events: u32,
     /// The switch gives every frame to everybody.
     pub leaky: bool,
     /// Each death leaves garbage in the survivor page.
@@ -80,6 +82,7 @@ impl Default for Scenario {
             interleave: 0,
             guest_deaths: 0,
             device_faults: 0,
+            lose_events: 0,
             leaky: false,
             damage_survivor: false,
         }
@@ -107,6 +110,8 @@ pub struct Outcome {
     pub closed: u64,
     /// Resets of the device by its driver.
     pub resets: u64,
+    /// For each guest, when it had sent its last packet (in steps of the first phase; 0 = not in it).
+    pub last_done: Vec<u64>,
     /// What did not hold.
     pub failures: Vec<String>,
 }
@@ -126,6 +131,7 @@ struct Machine {
     flow: u32,
     damage_survivor: bool,
     leaky: bool,
+    last_done: Vec<u64>,
 }
 
 /// Lives through a scenario.
@@ -168,10 +174,17 @@ pub fn run(scenario: &Scenario) -> Outcome {
         flow: 0,
         damage_survivor: scenario.damage_survivor,
         leaky: scenario.leaky,
+        last_done: vec![0; scenario.guests.len()],
     };
     machine.world.set_fuse(machine.deaths.pop());
+    machine.world.lose_events.set(scenario.lose_events);
     machine.mix(scenario);
     machine.drain();
+    if scenario.lose_events > 0 {
+        machine.world.lose_events.set(0);
+        machine.guests.borrow_mut().iter_mut().for_each(Guest::kick);
+        machine.drain();
+    }
     world.interleave(0, None);
     machine.finish()
 }
@@ -179,7 +192,7 @@ pub fn run(scenario: &Scenario) -> Outcome {
 impl Machine {
     /// Everybody moves in an order that chance chooses, until all that was planned is under way.
     fn mix(&mut self, scenario: &Scenario) {
-        for _ in 0..30_000u32 {
+        for step in 1..=30_000u64 {
             let world = self.world.clone();
             let dice = |n| world.chance.borrow_mut().below(n);
             if scenario.device_faults > 0 && dice(scenario.device_faults) == 0 {
@@ -197,6 +210,11 @@ impl Machine {
             }
             self.world.now_us.set(self.world.now_us.get() + 3);
             let guests = self.guests.borrow();
+            for (guest, done) in guests.iter().zip(&mut self.last_done) {
+                if *done == 0 && guest.to_send == 0 {
+                    *done = step;
+                }
+            }
             if self.frames_in == 0 && guests.iter().all(|guest| guest.to_send == 0 || guest.nature.hostile) {
                 return;
             }
@@ -352,6 +370,7 @@ impl Machine {
             }
         }
         guests.iter().for_each(Guest::search);
+        outcome.last_done = std::mem::take(&mut self.last_done);
         outcome.resets = self.device.borrow().resets;
         outcome.closed = self.served.as_ref().map_or(0, |served| served.stats().vifs_closed);
         let hostile = guests.iter().any(|guest| guest.nature.hostile);

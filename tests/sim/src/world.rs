@@ -101,6 +101,8 @@ pub struct World {
     /// Called before accesses of the driver domain to shared memory, one in so many.
     hook: RefCell<Option<Box<dyn FnMut()>>>,
     hook_one_in: Cell<u32>,
+    /// One in so many events is lost; 0 = none.
+    pub lose_events: Cell<u32>,
     /// Numbers of guests whose frames may hold anything.
     pub hostile: RefCell<BTreeSet<u8>>,
     /// What went wrong, first things first.
@@ -129,6 +131,7 @@ impl World {
             generation: Cell::new(0),
             hook: RefCell::new(None),
             hook_one_in: Cell::new(0),
+            lose_events: Cell::new(0),
             hostile: RefCell::default(),
             failures: RefCell::default(),
         });
@@ -248,6 +251,10 @@ impl World {
     // Hypercalls.
 
     pub fn send(&self, dom: DomId, port: EvtchnPort) {
+        let one_in = self.lose_events.get();
+        if one_in > 0 && self.chance.borrow_mut().one_in(one_in) {
+            return;
+        }
         let mut hv = self.hv.borrow_mut();
         if let Ok(Some(notify)) = hv.evtchn.send(dom, port) {
             hv.pending.insert((notify.dom, notify.port));

@@ -85,3 +85,24 @@ fn a_switch_that_leaks_is_noticed() {
     let failures = run(&scenario).failures;
     assert!(failures.iter().any(|why| why.contains("guest 7 has a frame")), "{failures:?}");
 }
+
+#[test]
+fn lost_events_delay_and_damage_nothing() {
+    for seed in 0..60 {
+        let deaths = (0..seed % 3).map(|n| 200 + seed * 31 + n * 400).collect();
+        let scenario = Scenario { seed, deaths, lose_events: 4, interleave: 4, ..Scenario::default() };
+        assert_eq!(holds(&scenario).reconnects, 0);
+    }
+}
+
+#[test]
+fn a_flood_from_one_guest_does_not_hold_up_another() {
+    for seed in 0..10 {
+        let mut scenario = Scenario { seed, ..Scenario::default() };
+        scenario.guests[0].packets = 1500;
+        scenario.guests[1].packets = 30;
+        let outcome = holds(&scenario);
+        // The others' share of the work is served while the flood goes on, not after it.
+        assert!(outcome.last_done[1] * 4 < outcome.last_done[0], "{:?}", outcome.last_done);
+    }
+}
