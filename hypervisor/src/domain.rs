@@ -112,6 +112,9 @@ pub struct Segment {
     pub bytes: &'static [u8],
 }
 
+/// Frames of nested tables a domain may have beyond those its RAM needs at most.
+const TABLES_SPARE: u64 = 64;
+
 /// A domain.
 #[derive(Debug)]
 pub struct Domain {
@@ -176,6 +179,11 @@ impl Domain {
     #[must_use]
     pub const fn special_gfn(&self, which: u32) -> Gfn {
         Gfn::containing((self.record.mem_pages as u64).saturating_sub(which as u64) * abi::PAGE_SIZE as u64)
+    }
+    /// Whether its nested tables may still grow: what it maps far apart must not cost the machine its memory.
+    #[must_use]
+    pub const fn may_grow(&self, p2m: &P2m) -> bool {
+        p2m.tables() < TABLES_SPARE + self.mem_frames() / 256
     }
     /// Whether it may call the *control* commands.
     #[must_use]

@@ -1,7 +1,7 @@
 //! Grants of all domains: the table in use (`hv_core::grants`), the pages the entries lie in, and what to do with the mappings
 //! of a domain that is restarted.
 
-use crate::domain::{self, Domain, P2m};
+use crate::domain::{self, Domain};
 use crate::shared_frame::SharedFrame;
 use crate::{iommu, mem, run};
 use abi::grant::{ENTRIES_PER_FRAME, EntryV1, GTF_PERMIT_ACCESS, RESERVED_CONSOLE, RESERVED_XENSTORE};
@@ -13,8 +13,8 @@ use hv_core::grants::{Access, EntryTable, GrantError, Grants, Mapping, Place, Wa
 use hv_core::{Dfn, Gfn, Mfn};
 use spin::{Mutex, MutexGuard};
 
-/// Mappings a domain may hold at once.
-const MAPS_MAX: usize = 8192;
+/// Mappings a domain may hold at once: bounds the records kept for it.
+const MAPS_MAX: usize = 1024;
 
 static GRANTS: Mutex<Grants> = Mutex::new(Grants::new());
 
@@ -82,35 +82,31 @@ pub fn release(accesses: impl IntoIterator<Item = Access>) {
 
 /// Takes a page out of a user's page tables, whose mapping was not completed. The caller then releases the access.
 pub fn withdraw(user: &Domain, place: Place) {
-    take_out(user, &place, &mut user.p2m.lock());
-    flush(user);
+    take_out(user, &[place]);
 }
 
-fn take_out(user: &Domain, place: &Place, p2m: &mut P2m) {
-    // A page in a page table is taken out without new tables, unless a large page is in the way, which none is.
-    if place.host && let Err(e) = p2m.unmap(place.gfn, 1) {
-        panic!("grant mapping of {} at {}: {e:?}", user.name, place.gfn);
+/// Takes pages out of a user's page tables; afterwards no CPU and no device of the user reaches them. The lock is held to the
+/// end: tables that became empty must not be freed before this flush, by whoever else flushes.
+fn take_out(user: &Domain, places: &[Place]) {
+    let mut p2m = user.p2m.lock();
+    for place in places {
+        // A page in a page table is taken out without new tables, unless a large page is in the way, which none is.
+        if place.host && let Err(e) = p2m.unmap(place.gfn, 1) {
+            panic!("grant mapping of {} at {}: {e:?}", user.name, place.gfn);
+        }
+        if place.device && let Err(e) = iommu::unmap(user.id, Dfn(place.gfn.0), 1) {
+            panic!("grant mapping of {} at device frame {}: {e:?}", user.name, place.gfn);
+        }
     }
-    if place.device && let Err(e) = iommu::unmap(user.id, Dfn(place.gfn.0), 1) {
-        panic!("grant mapping of {} at device frame {}: {e:?}", user.name, place.gfn);
-    }
-}
-
-/// No CPU and no device of the user reaches what was taken out.
-fn flush(user: &Domain) {
     run::flush_tlb(user);
     iommu::flush(user.id);
-    user.p2m.lock().reclaim();
+    p2m.reclaim();
 }
 
 /// Takes mappings out of their user's page tables, and ends them once no CPU and no device can reach them any more.
 pub fn remove(user: &Domain, mappings: Vec<Mapping>) {
-    let mut p2m = user.p2m.lock();
-    for mapping in &mappings {
-        take_out(user, &mapping.place, &mut p2m);
-    }
-    drop(p2m);
-    flush(user);
+    let places: Vec<Place> = mappings.iter().map(|m| m.place).collect();
+    take_out(user, &places);
     release(mappings.into_iter().map(|m| m.access));
 }
 

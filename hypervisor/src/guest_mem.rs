@@ -50,6 +50,9 @@ impl<'a> GuestMem<'a> {
             Paging::Long { cr3 } => cr3 & ADDR,
             Paging::Unsupported => return Err(Errno::EFAULT),
         };
+        if x86_64::VirtAddr::try_new(addr).is_err() {
+            return Err(Errno::EFAULT);
+        }
         for level in (0..4u32).rev() {
             let shift = 12 + 9 * level;
             let index = addr >> shift & 0x1ff;

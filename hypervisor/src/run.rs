@@ -73,7 +73,8 @@ pub fn kick(cpu: u32) {
 }
 
 /// After this no CPU uses a translation of `domain`'s nested tables made before: call it after taking rights away and before
-/// the frames are given to anyone else. The caller holds no lock.
+/// the frames are given to anyone else. The caller holds no lock but the domain's p2m:
+/// who is in the guest needs that one only when it is out.
 pub fn flush_tlb(domain: &Domain) {
     for vcpu in &domain.vcpus {
         vcpu.flush_tlb.store(true, SeqCst);

@@ -48,9 +48,17 @@ impl Batch {
     /// # Errors
     /// `EFAULT` where the list passes the end of the address space.
     pub fn entries(self, size: usize) -> Result<impl Iterator<Item = u64>, Errno> {
+        self.parts(size, 1)
+    }
+
+    /// Linear addresses of every `stride`-th entry, each `size` bytes.
+    ///
+    /// # Errors
+    /// As [`Self::entries`].
+    pub fn parts(self, size: usize, stride: usize) -> Result<impl Iterator<Item = u64>, Errno> {
         let len = u64::from(self.count).saturating_mul(size as u64);
         let end = self.addr.checked_add(len).ok_or(Errno::EFAULT)?;
-        Ok((self.addr..end).step_by(size.max(1)))
+        Ok((self.addr..end).step_by(size.saturating_mul(stride).max(1)))
     }
 }
 
@@ -341,6 +349,8 @@ mod tests {
         };
         assert_eq!(batch.entries(40).err(), Some(Errno::EFAULT));
         assert_eq!(batch.entries(30).map(Iterator::count), Ok(2));
+        let five = Batch { addr: 0x1000, count: 5 };
+        assert_eq!(five.parts(0x10, 2).map(Iterator::collect::<Vec<_>>), Ok(vec![0x1000, 0x1020, 0x1040]));
     }
 
     proptest! {

@@ -10,13 +10,16 @@ use crate::{grants, mem};
 use abi::grant::{CopyPtr, GNTCOPY_DEST_GREF, GNTCOPY_SOURCE_GREF, GrantCopy, status};
 use abi::{DomId, Errno, GrantRef, PAGE_SIZE};
 use alloc::sync::Arc;
-use core::mem::offset_of;
 use core::sync::atomic::Ordering::Relaxed;
 use hv_core::args::Batch;
 use hv_core::frames::Owner;
 use hv_core::grants::{Access, Want};
 use hv_core::{Gfn, Mfn};
 use hv_npt::Rights;
+use zerocopy::IntoBytes;
+
+/// Entries read, done and answered together.
+const PART: usize = 32;
 
 /// A pinned side of a copy.
 enum Side {
@@ -35,17 +38,24 @@ struct Copier<'a> {
 pub fn copy_all(caller: &Caller<'_>, list: Batch) -> Result<i64, Errno> {
     let mut copier = Copier { caller, grantor: None };
     let (mut done, mut bytes) = (0, 0);
-    let result = list.entries(size_of::<GrantCopy>())?.try_for_each(|at| {
-        let op: GrantCopy = caller.mem.read(at)?;
-        let status = match copier.copy(&op) {
-            Ok(()) => {
-                done += 1;
-                bytes += u64::from(op.len);
-                status::OKAY
-            }
-            Err(status) => status,
-        };
-        caller.mem.write(at + offset_of!(GrantCopy, status) as u64, &status)
+    let mut left = list.count as usize;
+    let mut part = [GrantCopy::default(); PART];
+    let result = list.parts(size_of::<GrantCopy>(), PART)?.try_for_each(|at| {
+        let ops = part.get_mut(..left.min(PART)).unwrap_or_default();
+        left -= ops.len();
+        // One walk of the caller's page tables for many entries.
+        caller.mem.read_bytes(at, ops.as_mut_bytes())?;
+        for op in &mut *ops {
+            op.status = match copier.copy(op) {
+                Ok(()) => {
+                    done += 1;
+                    bytes += u64::from(op.len);
+                    status::OKAY
+                }
+                Err(status) => status,
+            };
+        }
+        caller.mem.write_bytes(at, ops.as_bytes())
     });
     caller.domain.counters.grant_copies.fetch_add(done, Relaxed);
     caller.domain.counters.grant_copy_bytes.fetch_add(bytes, Relaxed);

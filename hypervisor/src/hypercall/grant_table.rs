@@ -99,6 +99,9 @@ fn enter(caller: &Caller<'_>, place: Place, access: Access) -> Result<u32, (Acce
     if p2m.lookup(place.gfn).is_some() {
         return Err((access, status::BAD_VIRT_ADDR));
     }
+    if !user.may_grow(&p2m) {
+        return Err((access, status::NO_DEVICE_SPACE));
+    }
     match p2m.map(place.gfn, access.mfn(), 1, rights) {
         // The place was empty, so no CPU can have kept anything of it.
         Ok(_nothing_to_flush) => {}

@@ -52,6 +52,7 @@ fn add_to_physmap(domain: &Domain, op: &AddToPhysmap) -> Result<(), Errno> {
     match p2m.lookup(Gfn(op.gpfn)) {
         Some(leaf) if leaf.mfn == frame.mfn() => return Ok(()),
         Some(_) => return Err(Errno::EEXIST),
+        None if !domain.may_grow(&p2m) => return Err(Errno::ENOMEM),
         None => {}
     }
     // The place was empty: there is nothing to flush.
@@ -69,9 +70,8 @@ fn remove_from_physmap(domain: &Domain, gfn: Gfn) -> Result<(), Errno> {
     }
     // The frames stay the hypervisor's for ever; only the guest's view changes.
     let _flushed_below = p2m.unmap(gfn, 1).map_err(errno)?;
-    drop(p2m);
     run::flush_tlb(domain);
-    domain.p2m.lock().reclaim();
+    p2m.reclaim();
     Ok(())
 }
 
@@ -139,10 +139,10 @@ fn decrease(domain: &Domain, gfns: &[Gfn]) -> usize {
         // Never full: there are no more guest frames than that.
         let _fits = out.push(leaf.mfn);
     }
-    drop(p2m);
     run::flush_tlb(domain);
     iommu::flush(domain.id);
-    domain.p2m.lock().reclaim();
+    p2m.reclaim();
+    drop(p2m);
     domain.ballooned.lock().extend_from_slice(&out);
     out.len()
 }
@@ -157,7 +157,8 @@ fn populate(domain: &Domain, gfns: &[Gfn]) -> usize {
         let Some(&mfn) = ballooned.last() else { break };
         // SAFETY: a frame of the domain that is in no page table; a guest's frame holds no Rust values.
         unsafe { SharedFrame::from_mfn(mfn) }.zero();
-        if p2m.lookup(gfn).is_some() || p2m.map(gfn, mfn, 1, rights).is_err() {
+        let room = p2m.lookup(gfn).is_none() && domain.may_grow(&p2m);
+        if !room || p2m.map(gfn, mfn, 1, rights).is_err() {
             break;
         }
         ballooned.pop();
