@@ -130,6 +130,8 @@ pub struct Backend<P: Platform, N, A, F, S> {
     partial: Option<Chunks>,
     armed: bool,
     last_work_us: u64,
+    /// The store's watches are set.
+    watching: bool,
     /// Xenstore may say something new, since when.
     scan_since_us: Option<u64>,
     // Kept between turns for their memory.

@@ -21,6 +21,7 @@
 extern crate alloc;
 
 mod backend;
+mod cache;
 pub mod firewall;
 mod frames;
 mod headers;

@@ -68,6 +68,16 @@ pub(crate) fn root(me: DomId) -> String {
     format!("/local/domain/{me}/backend/vif")
 }
 
+/// The directory of a vif on our side.
+pub(crate) fn back_path(me: DomId, frontend: DomId, device: u16) -> String {
+    format!("{}/{frontend}/{device}", root(me))
+}
+
+/// The usual directory of a vif on its frontend's side.
+pub(crate) fn front_path(frontend: DomId, device: u16) -> String {
+    format!("/local/domain/{frontend}/device/vif/{device}")
+}
+
 /// The nodes read of a frontend, in the order of [`parse_keys`].
 const FRONT_NODES: [&str; 13] = [
     "state",

@@ -96,6 +96,8 @@ pub(crate) struct Vif<M> {
     /// What we last wrote, or found, in our state node.
     pub state: XenbusState,
     pub connection: Option<Connection<M>>,
+    /// What it is connected by, for the next instance.
+    pub known: Option<Directory>,
     pub stats: VifStats,
 }
 
@@ -109,6 +111,7 @@ impl<M> Vif<M> {
             mac: directory.mac,
             state: directory.back_state,
             connection: None,
+            known: None,
             stats: VifStats::default(),
         }
     }

@@ -36,7 +36,7 @@ pub use fault::{AttachError, FrontFault, Mismatch, RingFault};
 pub use front::{FrontRing, Full};
 pub use ids::Ids;
 pub use mem::SharedMem;
-pub use survivor::{Recovery, RingId, RingKind, State, Survivor};
+pub use survivor::{Recovery, RingId, RingKind, SURVIVOR_OWNER, State, Survivor};
 
 /// The back end of a netif TX ring: 12-byte requests, 4-byte responses, 256 slots.
 pub type TxBackRing<M> = BackRing<M, 256, 3, 1>;

@@ -23,8 +23,11 @@ const COUNT: usize = 5;
 const WORDS: usize = 6;
 const CRC: usize = 7;
 const ENTRIES: usize = 8;
-/// Words of the page.
-const PAGE_WORDS: usize = abi::PAGE_SIZE / 4;
+/// Words of the record's part of the page: room for every response of a ring of 256 with two words each.
+const PAGE_WORDS: usize = SURVIVOR_OWNER / 4;
+
+/// Byte offset from which the survivor page belongs to the domain, for what it wants to find again after a restart.
+pub const SURVIVOR_OWNER: usize = 2304;
 
 /// No publication is in flight.
 const CLEAR: u32 = 0x5A3C_C1EA;
@@ -124,6 +127,11 @@ impl<S: SharedMem> Recovery<S> {
         State::InFlight { start, count, words }
     }
 
+    /// The page, for the domain's own part of it ([`SURVIVOR_OWNER`]).
+    pub fn page(&self) -> &S {
+        &self.page
+    }
+
     /// What the page was found to hold.
     pub fn state(&self) -> State {
         self.state
@@ -169,6 +177,11 @@ pub struct Survivor<S> {
 }
 
 impl<S: SharedMem> Survivor<S> {
+    /// The page, for the domain's own part of it ([`SURVIVOR_OWNER`]).
+    pub fn page(&self) -> &S {
+        &self.page
+    }
+
     /// Responses of `words` words that fit one record.
     pub(crate) const fn capacity(words: usize) -> u32 {
         match PAGE_WORDS.saturating_sub(ENTRIES).checked_div(words) {

@@ -1,6 +1,7 @@
 //! The backend follows xenstore: finds its vifs, takes up the rings of a dead instance, connects and closes.
 
 use super::{Backend, BackendStats, Config};
+use crate::cache;
 use crate::frames::Frames;
 use crate::negotiate::{self, Directory, Step, discover, offer, step};
 use crate::nic::{MacAddr, Nic, RxFilter};
@@ -42,15 +43,23 @@ pub struct Parts<P, N, A, F, S> {
 
 impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, S> {
     /// Begins to serve. Rings that an earlier instance served are taken up where they stand, before anything else is
-    /// published; then every such frontend is notified once.
+    /// published; then every such frontend is notified once. Where the earlier instance left word of all of them
+    /// (`cache`), the store is asked only afterwards, in one of the first turns.
     ///
     /// # Errors
     /// The store did not answer; nothing can be served without it.
     pub fn start<St: Store>(parts: Parts<P, N, A, F, S>, store: &mut St) -> Result<Self, StoreError> {
         let mut recovery = Recovery::open(parts.survivor, parts.first_boot);
         let mut platform = parts.platform;
-        store.watch(&negotiate::root(parts.me))?;
-        let directories = discover(store, parts.me)?;
+        let cached = cache::load(recovery.page(), parts.me).filter(|_| !parts.first_boot);
+        let known = cached.is_some();
+        let directories = match cached {
+            Some(directories) => directories,
+            None => {
+                store.watch(&negotiate::root(parts.me))?;
+                discover(store, parts.me)?
+            }
+        };
         let mut vifs: Vec<Option<Vif<P::Page>>> = Vec::new();
         let mut next_epoch: u32 = 0;
         for directory in directories.iter().take(PortId::MAX.saturating_sub(1)) {
@@ -82,7 +91,8 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
             partial: None,
             armed: false,
             last_work_us: now_us,
-            scan_since_us: None,
+            watching: !known,
+            scan_since_us: known.then_some(now_us),
             copies: Vec::new(),
             incoming: Vec::new(),
             batch: Batch::default(),
@@ -105,6 +115,10 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         self.filter();
         self.send_events();
         // All kicked: what follows is not in the way of anybody's traffic.
+        self.remember();
+        if !self.watching {
+            return Ok(());
+        }
         for directory in directories {
             store.watch(&state_of(&directory.front))?;
         }
@@ -161,7 +175,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
     /// Looks at the store and does what the states ask for.
     pub(super) fn scan<St: Store>(&mut self, store: &mut St) {
         self.scan_since_us = None;
-        let directories = match discover(store, self.me) {
+        let directories = match self.watch(store).and_then(|()| discover(store, self.me)) {
             Ok(directories) => directories,
             Err(error) => {
                 log::warn!("xenstore: {error:?}; will look again");
@@ -185,6 +199,28 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         }
     }
 
+    /// Sets the watches that a start from the cache has left out.
+    fn watch<St: Store>(&mut self, store: &mut St) -> Result<(), StoreError> {
+        if !self.watching {
+            store.watch(&negotiate::root(self.me))?;
+            for vif in self.vifs.iter().flatten() {
+                store.watch(&state_of(&vif.front))?;
+            }
+            self.watching = true;
+        }
+        Ok(())
+    }
+
+    /// Leaves word of the connected vifs for the next instance.
+    fn remember(&self) {
+        let connected = self.vifs.iter().flatten().filter(|vif| vif.connection.is_some());
+        if connected.clone().all(|vif| vif.known.is_some()) {
+            cache::save(self.survivor.page(), self.me, connected.filter_map(|vif| vif.known.as_ref()));
+        } else {
+            cache::clear(self.survivor.page());
+        }
+    }
+
     /// Does what the states of one vif ask for; makes the vif if it is new.
     fn follow<St: Store>(&mut self, store: &mut St, directory: &Directory) {
         let known = self.vifs.iter().position(|vif| vif.as_ref().is_some_and(|vif| vif.is(directory)));
@@ -194,7 +230,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         // What we know of our own state is newer than what was read.
         let todo = step(vif.state, directory.front_state, live);
         if live && todo == Step::Stay {
-            self.set_rules(Vif::<P::Page>::port(slot), directory.rules.as_deref());
+            self.verify(store, slot, directory);
         }
         match todo {
             Step::Stay => {}
@@ -209,6 +245,39 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
                 self.disconnect(slot);
                 self.say(store, slot, state);
             }
+        }
+    }
+
+    /// Compares a live vif with what the store says of it: what may change meanwhile, and what the cache said.
+    fn verify<St: Store>(&mut self, store: &mut St, slot: usize, directory: &Directory) {
+        let Some(vif) = self.vifs.get_mut(slot).and_then(Option::as_mut) else { return };
+        let Some(known) = &mut vif.known else { return };
+        let port = Vif::<P::Page>::port(slot);
+        let same_rings = known.keys == directory.keys;
+        let (rules, mac) = (known.rules != directory.rules, directory.mac.filter(|_| known.mac != directory.mac));
+        let mut now = directory.clone();
+        now.keys = known.keys;
+        now.mac = mac.or(known.mac);
+        *known = now;
+        // A death between taking up the rings and saying so.
+        let unsaid = directory.back_state != XenbusState::Connected;
+        if !same_rings {
+            log::warn!("{vif}: its frontend names other rings than those it is connected by");
+        }
+        if let Some(mac) = mac {
+            log::info!("{vif}: has another address");
+            vif.mac = Some(mac);
+            self.fabric.attach(port, mac);
+            self.filter();
+        }
+        if rules {
+            self.set_rules(port, directory.rules.as_deref());
+        }
+        if rules || mac.is_some() {
+            self.remember();
+        }
+        if unsaid {
+            self.say(store, slot, XenbusState::Connected);
         }
     }
 
@@ -262,6 +331,9 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
             Ok(connection) => {
                 log::info!("{vif}: connected");
                 vif.connection = Some(connection);
+                vif.known = Some(directory.clone());
+                // Before anything is published in its rings: the journal's record must find them.
+                self.remember();
                 self.announce(slot, core::slice::from_ref(directory));
                 self.filter();
                 self.say(store, slot, XenbusState::Connected);
@@ -291,6 +363,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         for frame in connection.close(&mut self.platform) {
             self.frames.release(&mut self.pool, frame.id, false);
         }
+        self.remember();
         self.fabric.detach(Vif::<P::Page>::port(slot));
         self.filter();
     }
@@ -328,6 +401,7 @@ fn reattach<P: Platform, S: SharedMem>(
         Ok(connection) => {
             vif.stats.reattached = 1;
             vif.connection = Some(connection);
+            vif.known = Some(directory.clone());
         }
         Err(error) => log::warn!("{vif}: cannot be continued ({error}); reconnecting it"),
     }
