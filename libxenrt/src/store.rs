@@ -197,6 +197,11 @@ impl Store {
         Ok(None)
     }
 
+    /// Whether watch events were dropped since this was last asked, because too many waited; then look at all that is watched.
+    pub fn events_lost(&mut self) -> bool {
+        self.client.events_lost()
+    }
+
     /// Waits for a watch event until `deadline`.
     ///
     /// # Errors
