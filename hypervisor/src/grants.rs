@@ -140,16 +140,22 @@ pub fn grow(domain: &Domain, wanted: u32) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Nobody gets at a domain's frames by its grants from here on; who is using one keeps the frame only.
+pub fn revoke_all(domain: &Domain) {
+    let entries = Entries::of(domain);
+    table().forget_grantor(domain.id);
+    entries.0.iter().for_each(SharedFrame::zero);
+}
+
 /// Before each first entry of an instance: its table is empty but for the two entries that let the control domain reach its
 /// console and store pages; what others still use of the instance before is a matter of frames only.
 ///
 /// # Errors
 /// `ENOMEM`, or `EINVAL` where the domain may not have a table at all.
 pub fn prepare(domain: &Domain) -> Result<(), Errno> {
-    table().forget_grantor(domain.id);
+    revoke_all(domain);
     grow(domain, 1)?;
     let entries = Entries::of(domain);
-    entries.0.iter().for_each(SharedFrame::zero);
     for (gref, page) in [(RESERVED_CONSOLE, special::CONSOLE), (RESERVED_XENSTORE, special::STORE)] {
         let (header, frame) = (entries.word(gref, 0), entries.word(gref, 1));
         if let (Some(header), Some(frame)) = (header, frame) {

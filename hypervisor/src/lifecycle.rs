@@ -4,7 +4,6 @@
 //! memory. Everything that takes time waits for the control domain's order.
 
 use crate::domain::{Domain, pause};
-use crate::vcpu::state;
 use crate::{deadlines, device, events, grants, hypercall, image, iommu, run, time};
 use abi::xenolith::{self, DomOp, Event, cause};
 use abi::{Errno, bundle, hvm};
@@ -140,9 +139,11 @@ pub fn prepare(domain: &Arc<Domain>) -> Result<(), &'static str> {
     device::attach(domain).map_err(|_| "there is no memory for its device's tables")?;
     let root = domain.p2m.lock().root();
     for vcpu in &domain.vcpus {
+        if !run::take_down(vcpu, STOP_NS) {
+            return Err("a vCPU does not leave its CPU");
+        }
         deadlines::clear(vcpu);
         vcpu.reset();
-        vcpu.state.store(state::DOWN, SeqCst);
         vcpu.context.lock().reset(domain, root);
         vcpu.write_clock(domain);
     }
@@ -232,6 +233,7 @@ fn restart_phases(domain: &Arc<Domain>, op: &mut DomOp, phase: &mut impl FnMut()
     device::contain(domain.id);
     op.device_ns = phase();
     grants::take_back_all(domain);
+    grants::revoke_all(domain);
     hypercall::forget_registrations(domain);
     image::renew_pinned(domain)?;
     restore_p2m(domain)?;

@@ -184,8 +184,14 @@ pub fn interrupt_window() {
 
 /// Runs a picked vCPU until it gives its CPU up, and says where it goes.
 fn run_vcpu(cpu: &'static PerCpu, domain: &Arc<Domain>, vcpu: &Arc<Vcpu>) -> PutBack {
-    vcpu.cpu.store(cpu.id, SeqCst);
-    vcpu.state.store(state::RUNNING, SeqCst);
+    // An entry in a queue may be older than a restart, which took the vCPU down and started it elsewhere.
+    if vcpu.state.compare_exchange(state::QUEUED, state::RUNNING, SeqCst, SeqCst).is_err() {
+        return PutBack::Away;
+    }
+    let home = vcpu.cpu.load(SeqCst);
+    if home != cpu.id {
+        deadlines::migrate(vcpu, home, cpu);
+    }
     let start = time::now_ns();
     vcpu.account(runstate::RUNNING);
     vcpu.tell_times(domain);
@@ -205,20 +211,36 @@ fn run_vcpu(cpu: &'static PerCpu, domain: &Arc<Domain>, vcpu: &Arc<Vcpu>) -> Put
         Left::MayNotRun | Left::Down => runstate::OFFLINE,
     });
     match left {
-        Left::Preempted => {
-            vcpu.state.store(state::QUEUED, SeqCst);
-            PutBack::Front
-        }
-        Left::SliceOver => {
-            vcpu.state.store(state::QUEUED, SeqCst);
-            PutBack::Back
-        }
+        Left::Preempted => requeue(vcpu, PutBack::Front),
+        Left::SliceOver => requeue(vcpu, PutBack::Back),
         Left::Down => {
             deadlines::clear(vcpu);
             vcpu.state.store(state::DOWN, SeqCst);
             PutBack::Away
         }
         Left::Waits | Left::MayNotRun => away(cpu, domain, vcpu),
+    }
+}
+
+/// Back into the queue, unless it was taken down meanwhile.
+fn requeue(vcpu: &Vcpu, to: PutBack) -> PutBack {
+    let runs = vcpu.state.compare_exchange(state::RUNNING, state::QUEUED, SeqCst, SeqCst).is_ok();
+    if runs { to } else { PutBack::Away }
+}
+
+/// Takes a vCPU of a domain that may not run down, once it is off its CPU. False after `timeout_ns`.
+#[must_use]
+pub fn take_down(vcpu: &Vcpu, timeout_ns: u64) -> bool {
+    let deadline = time::now_ns() + timeout_ns;
+    loop {
+        let now = vcpu.state.load(SeqCst);
+        if now != state::RUNNING && vcpu.state.compare_exchange(now, state::DOWN, SeqCst, SeqCst).is_ok() {
+            return true;
+        }
+        if time::now_ns() > deadline {
+            return false;
+        }
+        core::hint::spin_loop();
     }
 }
 
@@ -230,8 +252,8 @@ fn away(cpu: &PerCpu, domain: &Domain, vcpu: &Arc<Vcpu>) -> PutBack {
     }
     // Off the queue's record first: a waker that sees `BLOCKED` queues it, here or elsewhere.
     cpu.queue.lock().put_back(PutBack::Away);
-    vcpu.state.store(state::BLOCKED, SeqCst);
-    if domain.runnable() && vcpu.wait_over(domain) {
+    let off = vcpu.state.compare_exchange(state::RUNNING, state::BLOCKED, SeqCst, SeqCst).is_ok();
+    if off && domain.runnable() && vcpu.wait_over(domain) {
         wake(vcpu);
     }
     PutBack::Away
