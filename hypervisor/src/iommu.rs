@@ -105,8 +105,6 @@ const SUBSYSTEM: u16 = 0x2C;
 const ABORTED: u32 = 1 << 27;
 /// How often silent units are looked at besides at each interrupt of a device, ns.
 const SILENT_POLL_NS: u64 = 5 * time::MS;
-/// `info[1]` of a fault whose address the IOMMU does not tell.
-pub const UNKNOWN: u64 = u64::MAX;
 
 /// When silent units are to be looked at, ns; `u64::MAX` = never: there is none, or no device is attached.
 static NEXT_POLL_NS: AtomicU64 = AtomicU64::new(u64::MAX);
@@ -233,7 +231,7 @@ impl Iommu {
     /// A device of each domain whose devices may have caused a fault that nobody logged.
     fn suspects(&self) -> impl Iterator<Item = (DomId, Event)> {
         let masters = |&&(_, bdf): &&(u16, Bdf)| pci::Space.read(bdf, reg::COMMAND) & command::BUS_MASTER != 0;
-        let event = |id| Event { kind: EventKind::PageFault, device: id, address: UNKNOWN, flags: 0 };
+        let event = |id| Event { kind: EventKind::PageFault, device: id, address: cause::UNKNOWN_ADDRESS, flags: 0 };
         self.spaces.iter().filter_map(move |(&dom, s)| s.devices.iter().find(masters).map(|&(id, _)| (dom, event(id))))
     }
 }
@@ -410,7 +408,7 @@ pub fn explain(info: &[u64; 4]) -> heapless::String<{ xenolith::TEXT_LEN }> {
     let [device, address, flags, _] = *info;
     let (mut text, bdf) = (heapless::String::new(), Bdf(device as u16));
     // It fits: the longest has 80 bytes.
-    let _ = if address == UNKNOWN {
+    let _ = if address == cause::UNKNOWN_ADDRESS {
         write!(text, "PCI {bdf} reached outside of its memory (this IOMMU tells no address)")
     } else {
         write!(text, "PCI {bdf} reached outside of its memory, at {address:#x} (flags {flags:#x})")

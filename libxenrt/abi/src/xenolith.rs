@@ -63,8 +63,11 @@ pub mod cause {
     pub const PORT_IO: u32 = 6;
     /// MSR that no guest may touch; `info[0]` = RIP, `info[1]` = MSR.
     pub const MSR: u32 = 7;
-    /// IOMMU fault of its device; `info[0]` = bus/device/function, `info[1]` = device address, `info[2]` = flags.
+    /// IOMMU fault of its device; `info[0]` = bus/device/function, `info[1]` = device address or [`UNKNOWN_ADDRESS`], `info[2]` =
+    /// flags.
     pub const IOMMU_FAULT: u32 = 8;
+    /// The IOMMU told that there was a fault, but not where.
+    pub const UNKNOWN_ADDRESS: u64 = u64::MAX;
     /// A missed watchdog; `info[0]` = RIP.
     pub const WATCHDOG: u32 = 9;
     /// Halted with interrupts off and nothing to wake it; `info[0]` = RIP.

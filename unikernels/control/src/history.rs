@@ -71,7 +71,6 @@ pub fn detail(event: &Event) -> String {
         cause::CRASH => {
             text.strip_prefix(cause::name(event.cause)).map_or(&*text, |rest| rest.trim_start_matches(": "))
         }
-        cause::IOMMU_FAULT => &*text,
         _ => "",
     };
     let [rip, a, b, _] = event.info;
@@ -85,7 +84,12 @@ pub fn detail(event: &Event) -> String {
         // `rip` is the first of `info`: here bus, device and function.
         cause::IOMMU_FAULT => {
             let (bus, device, function) = (rip >> 8 & 0xff, rip >> 3 & 0x1f, rip & 7);
-            format!("device {bus:02x}:{device:02x}.{function} at address {a:#x}, flags {b:#x}")
+            let place = if a == cause::UNKNOWN_ADDRESS {
+                String::from("an address the IOMMU does not tell")
+            } else {
+                format!("address {a:#x}, flags {b:#x}")
+            };
+            format!("device {bus:02x}:{device:02x}.{function} at {place}")
         }
         cause::BAD_EXIT => format!("at {rip:#x}, exit {a:#x}"),
         cause::IRQ_STORM => format!("pirq {rip}"),
@@ -231,6 +235,8 @@ mod tests {
     fn details_name_the_offending_thing() {
         let dma = Event { cause: cause::IOMMU_FAULT, info: [3 << 3, 0xdead_0000, 0x10, 0], ..Event::default() };
         assert_eq!(detail(&dma), "device 00:03.0 at address 0xdead0000, flags 0x10");
+        let untold = Event { info: [3 << 3, cause::UNKNOWN_ADDRESS, 0, 0], ..dma };
+        assert_eq!(detail(&untold), "device 00:03.0 at an address the IOMMU does not tell");
         let mut port = Event { cause: cause::PORT_IO, info: [0x1000, 0x80, 1, 0], ..Event::default() };
         assert_eq!(detail(&port), "at 0x1000, write to port 0x80");
         port.text[..9].copy_from_slice(b"panic: hm");

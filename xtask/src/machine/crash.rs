@@ -79,6 +79,7 @@ impl Machine {
     pub fn crash(&mut self, dom: &str, how: &str, count: u32) -> Result<Outcome> {
         let events = self.control.event_count();
         let lines = self.console.len();
+        let refused = self.qemu.refused().len();
         let from = Instant::now();
         self.control.request(&json!({ "cmd": "crash", "dom": dom, "how": how, "count": count }))?;
         let event =
@@ -103,7 +104,7 @@ impl Machine {
         let history = self.control.request(&json!({ "cmd": "history", "max": 4 }))?;
         let deaths: Vec<Death> = serde_json::from_value(history["history"].clone()).context("history of control")?;
         let death = deaths.into_iter().find(|d| d.dom == dom).context("the history lacks the crash")?;
-        let iommu = if how == "dma" { Some(self.iommu_line(lines, &died["detail"])?) } else { None };
+        let iommu = if how == "dma" { Some(self.iommu_line(lines, refused, &died["detail"])?) } else { None };
         Ok(Outcome {
             how: how.to_string(),
             cause,
@@ -118,8 +119,14 @@ impl Machine {
         })
     }
 
-    /// The report of the IOMMU fault, with device and address.
-    fn iommu_line(&self, from: usize, detail: &serde_json::Value) -> Result<String> {
+    /// The report of the IOMMU fault, with device and address. An emulated IOMMU that tells the hypervisor no address has told it
+    /// to QEMU's trace, which had `refused` addresses before.
+    fn iommu_line(&self, from: usize, refused: usize, detail: &serde_json::Value) -> Result<String> {
+        if let Some(detail) = detail.as_str().filter(|d| has_bdf(d) && !d.contains("0x")) {
+            let traced = self.qemu.refused();
+            let address = traced.get(refused).context("neither the IOMMU nor QEMU's trace names an address")?;
+            return Ok(format!("{detail}; QEMU's trace says {address}"));
+        }
         let names_both = |text: &str| text.to_lowercase().contains("iommu") && has_bdf(text) && text.contains("0x");
         let line = self.console.since(from).into_iter().map(|l| l.text).find(|text| names_both(text));
         line.or_else(|| detail.as_str().filter(|d| has_bdf(d) && d.contains("0x")).map(str::to_string))
