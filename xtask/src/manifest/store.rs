@@ -48,10 +48,10 @@ pub fn compile(system: &System) -> String {
         out.put(&format!("/xenolith/domain/{n}"), "r0", "");
         out.put(&format!("/xenolith/domain/{n}/kind"), "r0", domain.role);
         out.put(&format!("/xenolith/request/{n}"), &format!("n{n}"), "");
+        // Always there, so that a domain without rights finds nothing instead of a refusal.
+        out.put(&format!("/xenolith/right/{n}"), &theirs, "");
         if !domain.may_crash.is_empty() {
-            let readable = format!("n0,r{n}");
-            out.put(&format!("/xenolith/right/{n}"), &readable, "");
-            out.put(&format!("/xenolith/right/{n}/crash"), &readable, domain.may_crash.join(" "));
+            out.put(&format!("/xenolith/right/{n}/crash"), &theirs, domain.may_crash.join(" "));
         }
         if let Some(policy) = &domain.policy {
             let at = format!("/xenolith/policy/{n}");

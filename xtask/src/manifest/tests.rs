@@ -131,6 +131,7 @@ fn the_initial_xenstore_has_both_ends_of_a_vif_and_parents_first() {
         "/local/domain/1/backend/vif/2/0/frontend-id\tn1,r2\t2",
         "/local/domain/1/backend/vif/2/0/mac\tn1,r2\t52:54:00:00:00:10",
         "/local/domain/1/backend/vif/2/0/rules\tn1,r2\tallow in tcp 80;deny in",
+        "/xenolith/right/1\tn0,r1\t",
         "/xenolith/right/2/crash\tn0,r2\tnetback-e1000",
         "/xenolith/policy/1/on-failure\tn0\trestart",
         "/xenolith/policy/1/back-off-ms\tn0\t50",
