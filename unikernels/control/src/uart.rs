@@ -47,8 +47,9 @@ const DIVISOR: u8 = 1;
 /// Bytes of the transmit FIFO.
 const FIFO: usize = 16;
 /// Looks at the chip in one service: at most as many bytes are taken, and FIFOs filled. What is left waits for the next turn,
-/// because a register access may be a world switch and domains wait for their restart meanwhile.
-const ROUNDS: usize = 64;
+/// because a register access may be a world switch, and under QEMU each byte sent is a system call of the emulator; domains
+/// wait for their restart and the store meanwhile.
+const ROUNDS: usize = 6;
 
 /// Bytes of queue that are kept when it is empty.
 const OUT_KEPT: usize = 4096;

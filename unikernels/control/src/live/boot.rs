@@ -1,5 +1,6 @@
 //! The start: the initial xenstore from the configuration, then every domain the hypervisor knows.
 
+use super::later::Later;
 use super::link::Link;
 use super::socket::Socket;
 use super::{Control, orders};
@@ -37,7 +38,7 @@ pub fn boot() -> Result<Control, String> {
         dom_exc: None,
         dirty: BTreeSet::new(),
         history_dirty: true,
-        put_off: 0,
+        later: Later::default(),
         round: 0,
     };
     control.find_domains()?;

@@ -3,6 +3,7 @@
 
 use super::Control;
 use abi::xenolith::{DomOp, Event, cause};
+use alloc::format;
 use alloc::string::String;
 use control::history::{Action, Death, Phases, bounded, detail};
 use control::report;
@@ -118,10 +119,8 @@ impl Control {
             phases,
         };
         let Death { name, cause, detail, .. } = &death;
-        match (outage_us, action) {
-            (Some(us), _) => log::warn!("{name} died ({cause}: {detail}), restarted {us} us after"),
-            (None, _) => log::warn!("{name} died ({cause}: {detail}), {}", action.name()),
-        }
+        let end = outage_us.map_or_else(|| String::from(action.name()), |us| format!("restarted {us} us after"));
+        self.note(format!("{name} died ({cause}: {detail}), {end}"));
         self.tell("died", |o| {
             o.number("id", domid.0).text("dom", &death.name).number("time_us", death.time_ns / 1000);
             o.text("cause", death.cause).text("detail", &death.detail).flag("ordered", ordered);
@@ -171,7 +170,7 @@ impl Control {
             outage_us = Some(restarted.outage_us(death.time_ns));
             (death.outage_us, death.phases) = (outage_us, Some(phases));
         }
-        log::info!("{} restarted", self.name(domid));
+        self.note(format!("{} restarted", self.name(domid)));
         self.tell_restarted(domid, outage_us, Some(phases));
         self.changed(domid);
     }
@@ -228,7 +227,7 @@ impl Control {
     }
 
     fn forget_order(&mut self, domid: DomId) {
-        if let Ok(path) = Path::absolute(&alloc::format!("/local/domain/{domid}/control/crash")) {
+        if let Ok(path) = Path::absolute(&format!("/local/domain/{domid}/control/crash")) {
             let _ = self.store.run(DomId::CONTROL, |v| v.rm(&path));
         }
     }

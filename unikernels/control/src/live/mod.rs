@@ -3,6 +3,7 @@
 mod boot;
 mod commands;
 mod failure;
+mod later;
 mod link;
 mod orders;
 mod socket;
@@ -14,6 +15,7 @@ use control::history::History;
 use control::store::Store;
 use control::supervisor::Supervisor;
 use core::time::Duration;
+use later::Later;
 use libxenrt::event::{self, Event};
 use libxenrt::watchdog::Watchdog;
 use libxenrt::{DomId, EvtchnPort, Instant, clock, log};
@@ -39,8 +41,7 @@ struct Control {
     /// Domains whose status nodes are to be written again.
     dirty: BTreeSet<DomId>,
     history_dirty: bool,
-    /// Rounds for which writing them was put off.
-    put_off: u32,
+    later: Later,
     /// Where the round of the store's turns begins next.
     round: usize,
 }
@@ -73,11 +74,14 @@ impl Control {
             return true;
         }
         self.orders();
+        if self.puts_off() {
+            return true;
+        }
         busy |= self.serve_socket();
         if self.failure_pending() {
             return true;
         }
-        busy |= self.publish();
+        busy |= self.do_later();
         let now = clock::now();
         if now >= *tick {
             *tick = now + TICK;

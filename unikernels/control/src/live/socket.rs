@@ -174,8 +174,8 @@ impl Control {
 
     /// Sends an event line to a subscriber.
     pub fn tell(&mut self, name: &str, fill: impl FnOnce(&mut Object)) {
-        if let Some(socket) = self.socket.as_mut().filter(|s| s.subscribed) {
-            socket.send(&protocol::event(name, fill));
+        if self.socket.as_ref().is_some_and(|s| s.subscribed) {
+            self.send_later(protocol::event(name, fill));
         }
     }
 

@@ -11,19 +11,9 @@ use xenstore::{Access, Path, Perm, Perms};
 /// Deaths in the history's node; the control socket tells more. They fit into one reply.
 const HISTORY_LINES: usize = 10;
 
-/// Rounds for which writing is put off at most.
-const PUT_OFF_MAX: u32 = 100;
-
 impl Control {
-    /// Writes the nodes of one domain that changed, or the history; answers whether there is more to write. A domain that has
-    /// just been restarted asks much of the store and is served first, but not for ever.
+    /// Writes the nodes of one domain that changed, or the history; answers whether there is more to write.
     pub fn publish(&mut self) -> bool {
-        let waiting = !self.dirty.is_empty() || self.history_dirty;
-        if waiting && self.put_off < PUT_OFF_MAX && self.links.iter().any(|l| l.wants_turn(&self.store)) {
-            self.put_off += 1;
-            return true;
-        }
-        self.put_off = 0;
         if let Some(domid) = self.dirty.pop_first() {
             match dom_info(domid) {
                 Ok(info) => {
