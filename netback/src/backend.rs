@@ -132,7 +132,7 @@ pub struct Backend<P: Platform, N, A, F, S> {
     last_work_us: u64,
     /// The store's watches are set.
     watching: bool,
-    /// Xenstore may say something new, since when.
+    /// Xenstore may say something new, since when (or from when on it is to be asked).
     scan_since_us: Option<u64>,
     // Kept between turns for their memory.
     copies: Vec<GrantCopy>,
@@ -274,7 +274,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         let lines = self.vifs.iter().flatten().filter_map(|vif| vif.connection.as_ref());
         let waiting = lines.filter_map(|connection| connection.waiting.front()).map(|frame| frame.until_us).min();
         let sending = (!self.in_nic.is_empty()).then(|| now_us.saturating_add(100_000));
-        let scan = self.scan_since_us.map(|_| now_us);
+        let scan = self.scan_since_us.map(|since| since.max(now_us));
         [waiting, sending, scan].into_iter().flatten().min()
     }
 

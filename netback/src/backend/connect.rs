@@ -21,6 +21,9 @@ const MAX_FILTERED: usize = 15;
 /// How long work may put off a look at xenstore, in microseconds.
 const SCAN_DELAY_US: u64 = 5_000;
 
+/// When a start from the cache is compared with xenstore, in microseconds after it: the traffic that waited comes first.
+const VERIFY_DELAY_US: u64 = 50_000;
+
 /// What a backend is made of.
 pub struct Parts<P, N, A, F, S> {
     /// This domain.
@@ -92,7 +95,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
             armed: false,
             last_work_us: now_us,
             watching: !known,
-            scan_since_us: known.then_some(now_us),
+            scan_since_us: known.then_some(now_us.saturating_add(VERIFY_DELAY_US)),
             copies: Vec::new(),
             incoming: Vec::new(),
             batch: Batch::default(),
@@ -169,7 +172,8 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
 
     /// Is it time to look at the store? Traffic comes first, but not for ever.
     pub(super) fn scan_due(&self, worked: bool, now_us: u64) -> bool {
-        self.scan_since_us.is_some_and(|since| !worked || now_us.saturating_sub(since) >= SCAN_DELAY_US)
+        let due = |since| now_us >= since && (!worked || now_us.saturating_sub(since) >= SCAN_DELAY_US);
+        self.scan_since_us.is_some_and(due)
     }
 
     /// Looks at the store and does what the states ask for.

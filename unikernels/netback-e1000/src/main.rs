@@ -44,6 +44,8 @@ const COMMAND: (u16, u32) = (4, 1 << 2);
 const PACKET_KIB: usize = 2048;
 /// Longer than the longest turn, short against what people notice.
 const WATCHDOG_MS: u64 = 20;
+/// When the start is told of.
+const BIRTH_DELAY: Duration = Duration::from_millis(200);
 /// How long a device that was pointed at a foreign frame may take to be stopped.
 const DMA_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -60,23 +62,33 @@ struct Domain {
     watchdog: Option<Watchdog>,
     statistics: Statistics,
     ports: Vec<EvtchnPort>,
+    /// Not told yet.
+    birth: Option<Birth>,
 }
 
 fn run() {
-    let begun = clock::now();
-    let (mut domain, device_ready) = match Domain::start() {
-        Ok(domain) => domain,
+    match Domain::start() {
+        Ok(mut domain) => domain.serve(),
         // A driver domain that cannot start is restarted, with back-off, by the supervisor.
         Err(why) => panic!("{why}"),
-    };
-    let since = |at: Instant| at.since(begun).as_micros();
-    log::info!(
-        "generation {}: device ready after {} us, serving after {} us",
-        domain.statistics.generation(),
-        since(device_ready),
-        since(clock::now())
-    );
-    domain.serve()
+    }
+}
+
+/// How long the start took, told a little later: a line on the console costs as much as the start itself.
+#[derive(Clone, Copy, Debug)]
+struct Birth {
+    generation: u32,
+    begun: Instant,
+    device_ready: Instant,
+    serving: Instant,
+}
+
+impl Birth {
+    fn tell(self) {
+        let after = |at: Instant| at.since(self.begun).as_micros();
+        let (generation, device, serving) = (self.generation, after(self.device_ready), after(self.serving));
+        log::info!("generation {generation}: device ready after {device} us, serving after {serving} us");
+    }
 }
 
 fn bring_up(device: &Device) -> Result<Driver, alloc::string::String> {
@@ -97,9 +109,9 @@ fn bring_up(device: &Device) -> Result<Driver, alloc::string::String> {
 }
 
 impl Domain {
-    /// Brings everything up; also says when the device was.
-    fn start() -> Result<(Self, Instant), alloc::string::String> {
+    fn start() -> Result<Self, alloc::string::String> {
         use alloc::format;
+        let begun = clock::now();
         let config = config();
         let device = Device::nth(0).map_err(|e| format!("device: {e:?}"))?.ok_or("no device assigned")?;
         let nic = bring_up(&device)?;
@@ -137,9 +149,18 @@ impl Domain {
             0 => None,
             ms => Some(Watchdog::arm(ms).map_err(|e| format!("watchdog: {e}"))?),
         };
-        let statistics = Statistics::new(me.domid, me.generation);
-        let this = Self { backend, store, interrupt, interrupted: false, watchdog, statistics, ports: Vec::new() };
-        Ok((this, device_ready))
+        let statistics = Statistics::new(me.domid);
+        let birth = Birth { generation: me.generation, begun, device_ready, serving: clock::now() };
+        Ok(Self {
+            birth: Some(birth),
+            backend,
+            store,
+            interrupt,
+            interrupted: false,
+            watchdog,
+            statistics,
+            ports: Vec::new(),
+        })
     }
 
     /// Turns for ever.
@@ -183,9 +204,15 @@ impl Domain {
             panic!("end of interrupt: {e:?}");
         }
         let now = clock::now();
+        let tell_at = self.birth.map(|birth| birth.serving + BIRTH_DELAY);
+        if tell_at.is_some_and(|at| now >= at)
+            && let Some(birth) = self.birth.take()
+        {
+            birth.tell();
+        }
         let publish_at = self.statistics.publish(now, &mut self.backend, &mut self.store.0);
         let deadline = until_us.map(|us| Instant::from_ns(us.saturating_mul(1000)));
-        let deadline = [deadline, publish_at].into_iter().flatten().min();
+        let deadline = [deadline, publish_at, tell_at.filter(|&at| at > now)].into_iter().flatten().min();
         self.ports.clear();
         self.ports.extend([self.interrupt.port(), self.store.0.port()]);
         self.ports.extend(self.backend.platform().ports());

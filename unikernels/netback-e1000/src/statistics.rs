@@ -7,7 +7,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 use libxenrt::store::Store;
-use libxenrt::{Instant, log};
+use libxenrt::{Instant, clock, log};
 use netback::PortId;
 use netback::nic::Nic;
 
@@ -18,7 +18,6 @@ const PERIOD: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Statistics {
     root: String,
-    generation: u32,
     due: Instant,
     published: Vec<(String, String)>,
     turns: u64,
@@ -26,14 +25,9 @@ pub struct Statistics {
 
 impl Statistics {
     /// For domain `me`.
-    pub fn new(me: DomId, generation: u32) -> Self {
+    pub fn new(me: DomId) -> Self {
         let root = format!("/local/domain/{}/stats", me.0);
-        Self { root, generation, due: Instant::default(), published: Vec::new(), turns: 0 }
-    }
-
-    /// Restarts of this domain so far.
-    pub const fn generation(&self) -> u32 {
-        self.generation
+        Self { root, due: clock::now() + PERIOD, published: Vec::new(), turns: 0 }
     }
 
     /// Publishes what has changed if it is time, without waiting for answers; says when to come back, if anything has happened.
