@@ -27,7 +27,6 @@ pub fn init(rsdp: u64) -> Result<&'static Platform, AcpiError> {
 }
 
 /// The machine, after [`init`].
-#[must_use]
 pub fn platform() -> Option<&'static Platform> {
     PLATFORM.get()
 }

@@ -97,7 +97,6 @@ pub fn init() {
 }
 
 /// This CPU's APIC ID.
-#[must_use]
 pub fn id() -> u32 {
     if REGISTERS.load(Relaxed) == 0 { __cpuid(1).ebx >> 24 } else { read(ID) >> 24 }
 }
@@ -133,12 +132,10 @@ pub fn stop_others() {
     }
 }
 /// Resets a CPU.
-#[must_use]
 pub fn send_init(apic_id: u32) -> bool {
     send(apic_id, ICR_INIT_ASSERT)
 }
 /// Starts a reset CPU in real mode at `page` (below 1 MiB).
-#[must_use]
 pub fn send_startup(apic_id: u32, page: u8) -> bool {
     send(apic_id, ICR_STARTUP | u32::from(page))
 }
@@ -156,7 +153,6 @@ pub fn calibrate() {
 }
 
 /// Frequency of the timer.
-#[must_use]
 pub fn timer_khz() -> u64 {
     TIMER_KHZ.load(Relaxed)
 }

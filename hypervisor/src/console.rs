@@ -31,7 +31,6 @@ pub struct Log {
 
 impl Log {
     /// An empty log.
-    #[must_use]
     pub fn new() -> Self {
         Self { ring: alloc::vec![0; LOG_LEN].into_boxed_slice(), end: 0, line: heapless::Vec::new() }
     }
@@ -53,7 +52,6 @@ impl Log {
         (start, len)
     }
     /// The last complete line written, without its newline.
-    #[must_use]
     pub fn last_line(&self) -> heapless::Vec<u8, LINE_LEN> {
         let mut back = [0; LINE_LEN];
         let (_, len) = self.read(self.end.saturating_sub(LINE_LEN as u64), &mut back);
@@ -127,7 +125,6 @@ static OUTPUT: Mutex<Output> = Mutex::new(Output { queue: heapless::Deque::new()
 static OWN: Mutex<Option<Log>> = Mutex::new(None);
 
 /// Whether [`pump`] is to be called again soon.
-#[must_use]
 pub fn has_backlog() -> bool {
     BACKLOG.load(Relaxed)
 }

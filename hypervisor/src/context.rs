@@ -55,7 +55,6 @@ pub struct Context {
 
 impl Context {
     /// A context with a VMCB of its own; `None` without memory.
-    #[must_use]
     pub fn new() -> Option<Self> {
         let vmcb = mem::alloc_zeroed()?;
         Some(Self { vmcb, regs: GuestRegs::default(), fpu: FpuState::default(), asid: Asid::default() })

@@ -293,7 +293,6 @@ fn map_bars(domain: &Domain, device: &Device) -> Result<(), MapError> {
 }
 
 /// I/O BARs of a domain's devices: first port and count.
-#[must_use]
 pub fn io_ports(dom: DomId) -> Vec<(u16, u16)> {
     let bars = of(dom).into_iter().flat_map(|d| d.bars);
     bars.filter_map(|bar| if let Some(Bar::Io { port, len }) = bar { Some((port, len)) } else { None }).collect()

@@ -27,22 +27,18 @@ pub struct P2m {
 
 impl P2m {
     /// An empty one; `None` without memory.
-    #[must_use]
     pub fn new() -> Option<Self> {
         Some(Self { tree: NestedTree::new(&mut Tables)? })
     }
     /// The root of the nested table, for nCR3.
-    #[must_use]
     pub const fn root(&self) -> Mfn {
         self.tree.root()
     }
     /// Frames of tables.
-    #[must_use]
     pub const fn tables(&self) -> u64 {
         self.tree.tables()
     }
     /// What is at `gfn`.
-    #[must_use]
     pub fn lookup(&self, gfn: Gfn) -> Option<Leaf> {
         self.tree.translate(&Tables, gfn)
     }
@@ -70,7 +66,6 @@ impl P2m {
         self.tree.reclaim(&mut Tables);
     }
     /// The frame at `gfn`, to be read while the caller holds the p2m's lock.
-    #[must_use]
     pub fn readable(&self, gfn: Gfn) -> Option<SharedFrame> {
         let leaf = self.lookup(gfn)?;
         if leaf.rights.contains(Rights::UNCACHED) {
@@ -80,7 +75,6 @@ impl P2m {
         Some(unsafe { SharedFrame::from_mfn(leaf.mfn) })
     }
     /// The frame at `gfn`, to be written while the caller holds the p2m's lock.
-    #[must_use]
     pub fn writable(&self, gfn: Gfn) -> Option<SharedFrame> {
         if self.lookup(gfn)?.rights.contains(Rights::WRITE) { self.readable(gfn) } else { None }
     }
@@ -171,12 +165,10 @@ pub mod pause {
 
 impl Domain {
     /// RAM in frames; guest frames below this are its own.
-    #[must_use]
     pub const fn mem_frames(&self) -> u64 {
         self.record.mem_pages as u64
     }
     /// Guest frame of a special page, [`bundle::special`].
-    #[must_use]
     pub const fn special_gfn(&self, which: u32) -> Gfn {
         Gfn::containing((self.record.mem_pages as u64).saturating_sub(which as u64) * abi::PAGE_SIZE as u64)
     }
@@ -186,17 +178,14 @@ impl Domain {
         p2m.tables() < TABLES_SPARE + self.mem_frames() / 256
     }
     /// Whether it may call the *control* commands.
-    #[must_use]
     pub const fn is_control(&self) -> bool {
         self.record.flags & bundle::flags::CONTROL != 0
     }
     /// vCPU by number.
-    #[must_use]
     pub fn vcpu(&self, id: u32) -> Option<&Arc<Vcpu>> {
         self.vcpus.get(id as usize)
     }
     /// Whether its vCPUs may run.
-    #[must_use]
     pub fn runnable(&self) -> bool {
         self.paused.load(Relaxed) == 0
     }
@@ -205,12 +194,10 @@ impl Domain {
 static DOMAINS: RwLock<Vec<Arc<Domain>>> = RwLock::new(Vec::new());
 
 /// The domain with this number.
-#[must_use]
 pub fn find(id: DomId) -> Option<Arc<Domain>> {
     DOMAINS.read().iter().find(|d| d.id == id).cloned()
 }
 /// All domains, ascending by number.
-#[must_use]
 pub fn all() -> Vec<Arc<Domain>> {
     DOMAINS.read().clone()
 }

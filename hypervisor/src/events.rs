@@ -31,7 +31,6 @@ fn word(domain: &Domain, bitmap: usize, port: EvtchnPort) -> Option<(&AtomicU64,
 }
 
 /// Whether a port is pending, masked or not.
-#[must_use]
 pub fn pending(domain: &Domain, port: EvtchnPort) -> bool {
     word(domain, shared_info::EVTCHN_PENDING, port).is_some_and(|(w, bit)| w.load(SeqCst) & bit != 0)
 }

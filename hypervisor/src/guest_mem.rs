@@ -35,7 +35,6 @@ const PAGE: u64 = PAGE_SIZE as u64;
 
 impl<'a> GuestMem<'a> {
     /// The view of a vCPU of `domain` that translates by `paging`.
-    #[must_use]
     pub const fn new(domain: &'a Domain, paging: Paging) -> Self {
         Self { domain, paging }
     }

@@ -33,7 +33,6 @@ pub unsafe fn init(start: *mut u8, len: usize) {
 }
 
 /// Bytes in use.
-#[must_use]
 pub fn used_bytes() -> u64 {
     HEAP.0.lock().used() as u64
 }

@@ -84,7 +84,6 @@ fn with<R>(gsi: u32, f: impl FnOnce(&IoApic, u32) -> R) -> Option<R> {
 }
 
 /// ID of the IO-APIC that has this interrupt.
-#[must_use]
 pub fn id(gsi: u32) -> Option<u8> {
     with(gsi, |a, _| a.id)
 }

@@ -241,12 +241,10 @@ fn with<R>(f: impl FnOnce(&mut Iommu) -> R) -> Option<R> {
 }
 
 /// The ID a function's requests carry.
-#[must_use]
 pub fn requester(bdf: Bdf) -> u16 {
     with(|i| i.ivrs.requester(bdf.0)).unwrap_or(bdf.0)
 }
 /// The ID of an IO-APIC's interrupts.
-#[must_use]
 pub fn ioapic_requester(id: u8) -> Option<u16> {
     with(|i| i.ivrs.ioapic(id)).flatten()
 }
@@ -264,7 +262,6 @@ pub fn set_interrupt(requester: u16, vector: u8, target: Option<u32>) {
 }
 
 /// Gives a domain's device what the domain's table maps. `None`: no memory, or more domains with devices than tags.
-#[must_use]
 pub fn attach(dom: DomId, bdf: Bdf) -> Option<()> {
     with(|i| {
         let id = i.ivrs.requester(bdf.0);
@@ -349,7 +346,6 @@ pub fn each_leaf(dom: DomId, f: &mut impl FnMut(u64, Leaf)) {
 }
 
 /// Frames of tables held for a domain's devices.
-#[must_use]
 pub fn tables(dom: DomId) -> u64 {
     with(|i| i.spaces.get(&dom).map_or(0, |s| s.tree.tables())).unwrap_or(0)
 }
@@ -397,13 +393,11 @@ pub fn poll_silent() {
     }
 }
 /// When [`poll_silent`] is due, ns of system time; `u64::MAX` = never.
-#[must_use]
 pub fn deadline_ns() -> u64 {
     NEXT_POLL_NS.load(SeqCst)
 }
 
 /// What to tell people of a fault, from the `info` of its cause.
-#[must_use]
 pub fn explain(info: &[u64; 4]) -> heapless::String<{ xenolith::TEXT_LEN }> {
     let [device, address, flags, _] = *info;
     let (mut text, bdf) = (heapless::String::new(), Bdf(device as u16));

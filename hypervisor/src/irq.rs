@@ -248,7 +248,6 @@ fn stop(owner: &Arc<Domain>, pirq: u32) {
 }
 
 /// When [`tick`] has something to do on this CPU, ns of system time; `u64::MAX` = never. One CPU looks after the IOMMU.
-#[must_use]
 pub fn deadline_ns(cpu: u32) -> u64 {
     let throttled = NEXT_NS.load(SeqCst);
     if cpu == 0 { throttled.min(iommu::deadline_ns()) } else { throttled }

@@ -68,7 +68,6 @@ pub fn next_event() -> Option<Event> {
 }
 
 /// Whether there are events not yet fetched.
-#[must_use]
 pub fn has_events() -> bool {
     !EVENTS.lock().is_empty()
 }
@@ -154,7 +153,6 @@ pub fn prepare(domain: &Arc<Domain>) -> Result<(), &'static str> {
 static BOOT_NS: AtomicU64 = AtomicU64::new(0);
 
 /// See [`BOOT_NS`].
-#[must_use]
 pub fn boot_ns() -> u64 {
     BOOT_NS.load(Relaxed)
 }

@@ -30,7 +30,6 @@ const DOMAINS_MAX: usize = 64;
 const LARGE_ORDER: u32 = 9;
 
 /// The module's bytes.
-#[must_use]
 pub fn bytes(module: Region) -> &'static [u8] {
     let start: *const u8 = mem::direct(module.start);
     // SAFETY: the loader put the module there; its frames are never given to the frame table, so the bytes stay for ever.

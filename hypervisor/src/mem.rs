@@ -17,7 +17,6 @@ pub const DIRECT_MAP: u64 = 0xFFFF_8000_0000_0000;
 pub const LARGE_FRAMES: u64 = 512;
 
 /// Where physical address `phys` is mapped.
-#[must_use]
 pub fn direct(phys: u64) -> *mut u8 {
     core::ptr::with_exposed_provenance_mut(DIRECT_MAP.wrapping_add(phys) as usize)
 }

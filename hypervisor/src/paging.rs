@@ -38,7 +38,6 @@ fn addr_of(symbol: &u8) -> u64 {
 }
 
 /// Physical memory of the image, its boot part included.
-#[must_use]
 pub fn image() -> Region {
     // SAFETY: symbols of the linker script; only their addresses are used.
     let (start, end) = unsafe { (&image_start, &image_end) };
@@ -81,7 +80,6 @@ pub fn init(ram_end: u64) {
 ///
 /// # Panics
 /// Before [`init`].
-#[must_use]
 pub fn root() -> Mfn {
     match TABLE.lock().as_ref() {
         Some(tree) => tree.root(),

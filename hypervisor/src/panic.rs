@@ -7,7 +7,6 @@ use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
 static PANICKED: AtomicBool = AtomicBool::new(false);
 
 /// Whether the machine is being stopped.
-#[must_use]
 pub fn in_progress() -> bool {
     PANICKED.load(SeqCst)
 }

@@ -34,7 +34,6 @@ pub fn init(platform: &Platform) {
 }
 
 /// All functions found at boot.
-#[must_use]
 pub fn functions() -> &'static [Bdf] {
     FUNCTIONS.get().map_or(&[], Vec::as_slice)
 }

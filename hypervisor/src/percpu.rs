@@ -86,7 +86,6 @@ impl PerCpu {
     ///
     /// # Panics
     /// Before [`Self::enable_svm`].
-    #[must_use]
     pub fn host_area(&self) -> u64 {
         match self.host.get() {
             Some(host) => host.addr(),
@@ -107,7 +106,6 @@ impl PerCpu {
 }
 
 /// The CPU this code runs on.
-#[must_use]
 pub fn this() -> &'static PerCpu {
     let addr: usize;
     // SAFETY: GS base points to this CPU's `PerCpu` from before the first call on; its first word is its address.
@@ -116,12 +114,10 @@ pub fn this() -> &'static PerCpu {
     unsafe { &*core::ptr::with_exposed_provenance(addr) }
 }
 /// Number of this CPU where even that may not be known: in the panic path.
-#[must_use]
 pub fn try_id() -> u32 {
     if x86_64::registers::model_specific::GsBase::read().is_null() { 0 } else { this().id }
 }
 /// CPU by number, if it has been started.
-#[must_use]
 pub fn get(id: u32) -> Option<&'static PerCpu> {
     CPUS.get(id as usize)?.get().copied()
 }

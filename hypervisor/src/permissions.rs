@@ -45,7 +45,6 @@ fn allow(map: Mfn, (byte, bits): (usize, u8)) {
 ///
 /// # Panics
 /// Without memory for it, at boot.
-#[must_use]
 pub fn msrpm() -> Mfn {
     let map = MSRPM.call_once(|| {
         let map = all_denied(MSRPM_FRAMES)?;
@@ -59,7 +58,6 @@ pub fn msrpm() -> Mfn {
 }
 
 /// The I/O permission map for a domain with these ports (and those of its devices' BARs).
-#[must_use]
 pub fn iopm(ports: &[bundle::Ports], bars: &[(u16, u16)]) -> Option<Mfn> {
     if ports.is_empty() && bars.is_empty() {
         return *IOPM_NONE.call_once(|| all_denied(IOPM_FRAMES));

@@ -33,12 +33,10 @@ impl SharedFrame {
     /// # Safety
     /// `mfn` is RAM that belongs to a domain, or to the hypervisor only to be shared with one; no Rust value lives in it, and
     /// the caller holds what keeps it so (the domain's p2m lock, a pin in the frame table, or the domain itself).
-    #[must_use]
     pub const unsafe fn from_mfn(mfn: Mfn) -> Self {
         Self(mfn)
     }
     /// Its number.
-    #[must_use]
     pub const fn mfn(&self) -> Mfn {
         self.0
     }

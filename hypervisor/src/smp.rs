@@ -65,7 +65,6 @@ unsafe extern "C" {
 static UP: AtomicU32 = AtomicU32::new(1);
 
 /// CPUs running.
-#[must_use]
 pub fn count() -> u32 {
     UP.load(SeqCst)
 }

@@ -24,7 +24,6 @@ pub struct Scale {
 }
 
 /// The time-stamp counter.
-#[must_use]
 pub fn tsc() -> u64 {
     // SAFETY: every CPU with SVM has RDTSC, and CR4.TSD is clear.
     unsafe { core::arch::x86_64::_rdtsc() }
@@ -60,7 +59,6 @@ const TRIES: u32 = 8;
 const GIVE_UP: u64 = 10_000_000_000;
 
 /// Frequency of the TSC, measured against the ACPI PM timer, or the 8254 where there is none.
-#[must_use]
 pub fn measure_tsc_khz(pm: Option<PmTimer>) -> u64 {
     pm.and_then(against_pm).unwrap_or_else(against_pit).max(1)
 }
@@ -125,18 +123,15 @@ fn against_pit() -> u64 {
 }
 
 /// The scale set by [`init`].
-#[must_use]
 pub fn scale() -> Scale {
     Scale { base: TSC_BASE.load(Relaxed), mul: MUL.load(Relaxed), shift: SHIFT.load(Relaxed) as i32 as i8 }
 }
 /// Frequency of the TSC.
-#[must_use]
 pub fn tsc_khz() -> u64 {
     TSC_KHZ.load(Relaxed)
 }
 
 /// System time, ns.
-#[must_use]
 pub fn now_ns() -> u64 {
     let scale = scale();
     let ticks = u128::from(tsc().saturating_sub(scale.base));

@@ -100,7 +100,6 @@ pub struct VcpuInfo {
 
 impl VcpuInfo {
     /// All of it, as it is now.
-    #[must_use]
     pub fn bytes(&self) -> [u8; vcpu_info::SIZE] {
         let mut bytes = [0; vcpu_info::SIZE];
         let inside = self.frame.read(self.offset, &mut bytes);
@@ -108,22 +107,18 @@ impl VcpuInfo {
         bytes
     }
     /// The flag byte at `field` ([`vcpu_info`]).
-    #[must_use]
     pub fn byte(&self, field: usize) -> Option<&AtomicU8> {
         self.frame.u8_at(self.offset + field)
     }
     /// `evtchn_pending_sel`.
-    #[must_use]
     pub fn pending_sel(&self) -> Option<&AtomicU64> {
         self.frame.u64_at(self.offset + vcpu_info::EVTCHN_PENDING_SEL)
     }
     /// The 32-bit word at `field`.
-    #[must_use]
     pub fn word(&self, field: usize) -> Option<&AtomicU32> {
         self.frame.u32_at(self.offset + field)
     }
     /// The 64-bit word at `field`.
-    #[must_use]
     pub fn quad(&self, field: usize) -> Option<&AtomicU64> {
         self.frame.u64_at(self.offset + field)
     }
@@ -131,7 +126,6 @@ impl VcpuInfo {
 
 impl Vcpu {
     /// A vCPU that is down, on CPU `cpu`.
-    #[must_use]
     pub fn new(id: u32, domain: Weak<Domain>, record: &bundle::Domain, cpu: u32, context: Context) -> Self {
         let driver = record.flags & bundle::flags::DRIVER != 0;
         Self {
@@ -202,7 +196,6 @@ impl Vcpu {
         version.store(even.wrapping_add(2), SeqCst);
     }
     /// Where its `vcpu_info` is. vCPUs without a slot in `shared_info` have none before they register one.
-    #[must_use]
     pub fn info(&self, domain: &Domain) -> Option<VcpuInfo> {
         let addr = self.info_addr.load(SeqCst);
         if addr != 0 {
@@ -217,7 +210,6 @@ impl Vcpu {
         Some(VcpuInfo { frame: domain.shared_info, offset })
     }
     /// Whether what it waits for is there.
-    #[must_use]
     pub fn wait_over(&self, domain: &Domain) -> bool {
         match &*self.wait.lock() {
             Wait::No => true,
@@ -230,7 +222,6 @@ impl Vcpu {
         }
     }
     /// Whether an upcall is due: pending and not masked.
-    #[must_use]
     pub fn upcall_due(&self, domain: &Domain) -> bool {
         let Some(info) = self.info(domain) else { return false };
         let set = |field| info.byte(field).is_some_and(|b| b.load(SeqCst) != 0);

@@ -38,7 +38,6 @@ pub struct DeviceEntry {
 
 impl DeviceEntry {
     /// The four quadwords.
-    #[must_use]
     pub const fn bits(&self) -> [u64; 4] {
         const V: u64 = 1 << 0;
         const TV: u64 = 1 << 1;
@@ -77,7 +76,6 @@ impl InterruptEntry {
     /// RemapEn = 0, and no event for it.
     pub const BLOCKED: u32 = 0;
     /// The bits.
-    #[must_use]
     pub const fn bits(self) -> u32 {
         1 | (self.destination as u32) << 8 | (self.vector as u32) << 16
     }
@@ -103,7 +101,6 @@ pub enum Command {
 
 impl Command {
     /// The two quadwords.
-    #[must_use]
     pub const fn bits(self) -> [u64; 2] {
         const fn opcode(n: u64) -> u64 {
             n << 60
@@ -154,7 +151,6 @@ pub struct Event {
 
 impl Event {
     /// Reads an entry; `None` where nothing has been written yet (code 0 is reserved).
-    #[must_use]
     pub const fn decode(bits: [u64; 2]) -> Option<Self> {
         let [head, address] = bits;
         let kind = match (head >> 60) as u8 {
@@ -172,7 +168,6 @@ impl Event {
     }
 
     /// Whether a device did this, so that its owner answers for it. The others are the hypervisor's own errors.
-    #[must_use]
     pub const fn is_devices(&self) -> bool {
         matches!(self.kind, EventKind::PageFault | EventKind::InvalidRequest)
     }

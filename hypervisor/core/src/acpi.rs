@@ -216,7 +216,6 @@ impl Platform {
     }
 
     /// Where an ISA interrupt is connected.
-    #[must_use]
     pub fn isa_irq(&self, irq: u8) -> Override {
         let own = Override { irq, gsi: u32::from(irq), low: false, level: false };
         self.overrides.iter().copied().find(|o| o.irq == irq).unwrap_or(own)

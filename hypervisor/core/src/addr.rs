@@ -11,22 +11,18 @@ macro_rules! frame {
 
         impl $name {
             /// The frame that holds byte address `addr`.
-            #[must_use]
             pub const fn containing(addr: u64) -> Self {
                 Self(addr >> PAGE_SHIFT)
             }
             /// Address of the frame's first byte; `None` past the end of the address space.
-            #[must_use]
             pub const fn checked_addr(self) -> Option<u64> {
                 self.0.checked_mul(PAGE_SIZE as u64)
             }
             /// Address of the frame's first byte, cut to 64 bits: for frames that are known to exist.
-            #[must_use]
             pub const fn addr(self) -> u64 {
                 self.0 << PAGE_SHIFT
             }
             /// The frame `pages` further on.
-            #[must_use]
             pub const fn checked_add(self, pages: u64) -> Option<Self> {
                 match self.0.checked_add(pages) {
                     Some(n) => Some(Self(n)),

@@ -284,7 +284,6 @@ call!(
 
 impl XenolithOp {
     /// Whether only a control domain may call it.
-    #[must_use]
     pub const fn is_control(&self) -> bool {
         match self {
             Self::DomInfo(_)

@@ -87,7 +87,6 @@ impl From<EvtchnError> for Errno {
 }
 
 /// A VIRQ of which each domain has one, not one per vCPU.
-#[must_use]
 pub const fn virq_is_global(virq: u32) -> bool {
     virq > VIRQ_DEBUG
 }
@@ -148,7 +147,6 @@ pub struct EvtchnTable {
 
 impl EvtchnTable {
     /// No domains.
-    #[must_use]
     pub const fn new() -> Self {
         Self { domains: BTreeMap::new() }
     }
@@ -176,13 +174,11 @@ impl EvtchnTable {
     }
 
     /// What a port is ([`Channel::Closed`] where there is none).
-    #[must_use]
     pub fn channel(&self, dom: DomId, port: EvtchnPort) -> Channel {
         self.of(dom).and_then(|d| d.get(port)).map_or(Channel::Closed, |p| p.channel)
     }
 
     /// A domain's ports in use.
-    #[must_use]
     pub fn open_ports(&self, dom: DomId) -> usize {
         self.of(dom).map_or(0, |d| d.live().count())
     }
@@ -311,7 +307,6 @@ impl EvtchnTable {
     }
 
     /// Whom a virtual interrupt of `vcpu` notifies.
-    #[must_use]
     pub fn virq(&self, dom: DomId, virq: u32, vcpu: u32) -> Option<Notify> {
         let d = self.of(dom).ok()?;
         let port = *d.virqs.get(&(virq, if virq_is_global(virq) { 0 } else { vcpu }))?;
@@ -319,7 +314,6 @@ impl EvtchnTable {
     }
 
     /// Whom a physical interrupt notifies.
-    #[must_use]
     pub fn pirq(&self, dom: DomId, pirq: u32) -> Option<Notify> {
         let d = self.of(dom).ok()?;
         let port = *d.pirqs.get(&pirq)?;

@@ -95,27 +95,22 @@ impl<'a> FrameTable<'a> {
     }
 
     /// Frames nobody owns.
-    #[must_use]
     pub const fn free_count(&self) -> u64 {
         self.free
     }
     /// Frames ever added.
-    #[must_use]
     pub const fn ram_count(&self) -> u64 {
         self.ram
     }
     /// What a domain owns.
-    #[must_use]
     pub fn usage(&self, dom: DomId) -> Usage {
         self.usage.get(&dom).copied().unwrap_or_default()
     }
     /// A frame's owner; `None` outside of the table.
-    #[must_use]
     pub fn owner(&self, mfn: Mfn) -> Option<Owner> {
         self.frames.get(mfn.0 as usize).map(|f| f.owner)
     }
     /// A frame's pins.
-    #[must_use]
     pub fn pins(&self, mfn: Mfn) -> u32 {
         self.frames.get(mfn.0 as usize).map_or(0, |f| f.pins)
     }

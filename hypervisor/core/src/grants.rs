@@ -52,7 +52,6 @@ pub enum GrantError {
 
 impl GrantError {
     /// `GNTST_*`, the number Xen gives in the same case.
-    #[must_use]
     pub const fn status(self) -> i16 {
         match self {
             Self::BadRef(_) => status::BAD_GNTREF,
@@ -91,17 +90,14 @@ pub struct Access {
 
 impl Access {
     /// The frame.
-    #[must_use]
     pub const fn mfn(&self) -> Mfn {
         self.mfn
     }
     /// Whose it is: the table for [`Grants::release`].
-    #[must_use]
     pub const fn grantor(&self) -> DomId {
         self.want.grantor
     }
     /// Whether it may only be read.
-    #[must_use]
     pub const fn readonly(&self) -> bool {
         self.want.readonly
     }
@@ -154,7 +150,6 @@ pub struct Grants {
 
 impl Grants {
     /// None.
-    #[must_use]
     pub const fn new() -> Self {
         Self { active: BTreeMap::new(), handles: BTreeMap::new(), epochs: BTreeMap::new() }
     }
@@ -165,13 +160,11 @@ impl Grants {
     }
 
     /// Mappings a domain holds.
-    #[must_use]
     pub fn held(&self, user: DomId) -> usize {
         self.handles.get(&user).map_or(0, |h| h.live)
     }
 
     /// Whether a domain's entry is in use.
-    #[must_use]
     pub fn in_use(&self, grantor: DomId, gref: GrantRef) -> bool {
         self.active.contains_key(&(grantor, gref))
     }
@@ -252,7 +245,6 @@ impl Grants {
     }
 
     /// Whether a domain may hold one mapping more.
-    #[must_use]
     pub fn has_room(&self, user: DomId) -> bool {
         self.handles.get(&user).is_some_and(|h| h.live < h.limit)
     }

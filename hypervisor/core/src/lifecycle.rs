@@ -15,7 +15,6 @@ pub struct EventQueue {
 
 impl EventQueue {
     /// Empty.
-    #[must_use]
     pub const fn new() -> Self {
         Self { events: Vec::new() }
     }
@@ -34,7 +33,6 @@ impl EventQueue {
     }
 
     /// Whether there is none.
-    #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.events.is_empty()
     }

@@ -17,22 +17,18 @@ pub struct Bdf(pub u16);
 
 impl Bdf {
     /// From its parts, cut to their widths.
-    #[must_use]
     pub const fn new(bus: u8, device: u8, function: u8) -> Self {
         Self((bus as u16) << 8 | (device as u16 & 31) << 3 | function as u16 & 7)
     }
     /// Bus.
-    #[must_use]
     pub const fn bus(self) -> u8 {
         (self.0 >> 8) as u8
     }
     /// Device.
-    #[must_use]
     pub const fn device(self) -> u8 {
         (self.0 >> 3 & 31) as u8
     }
     /// Function.
-    #[must_use]
     pub const fn function(self) -> u8 {
         (self.0 & 7) as u8
     }
@@ -136,13 +132,11 @@ pub enum Reset {
 }
 
 /// Whether a function is there.
-#[must_use]
 pub fn present(config: &impl Config, bdf: Bdf) -> bool {
     config.read(bdf, reg::ID) & 0xFFFF != 0xFFFF
 }
 
 /// All functions behind bus 0, bridges followed.
-#[must_use]
 pub fn enumerate(config: &impl Config) -> Vec<Bdf> {
     let mut found = Vec::new();
     let mut buses: Vec<u8> = alloc::vec![0];
@@ -176,7 +170,6 @@ pub fn enumerate(config: &impl Config) -> Vec<Bdf> {
 }
 
 /// The bridge whose secondary bus is `bus`.
-#[must_use]
 pub fn bridge_to(config: &impl Config, functions: &[Bdf], bus: u8) -> Option<Bdf> {
     let leads =
         |b: Bdf| config.read(b, reg::HEADER) >> 16 & 0x7F == 1 && (config.read(b, reg::BUSES) >> 8) as u8 == bus;
@@ -184,7 +177,6 @@ pub fn bridge_to(config: &impl Config, functions: &[Bdf], bus: u8) -> Option<Bdf
 }
 
 /// Offset of a capability.
-#[must_use]
 pub fn capability(config: &impl Config, bdf: Bdf, id: u8) -> Option<u16> {
     const LIST: u32 = 1 << 20;
     if config.read(bdf, reg::COMMAND) & LIST == 0 {
@@ -207,7 +199,6 @@ pub fn capability(config: &impl Config, bdf: Bdf, id: u8) -> Option<u16> {
 
 /// Sizes the BARs of a function whose decoding this switches off meanwhile. By number; the second half of a 64-bit BAR is
 /// `None`.
-#[must_use]
 pub fn size_bars(config: &impl Config, bdf: Bdf) -> [Option<Bar>; 6] {
     let command = config.read(bdf, reg::COMMAND) & 0xFFFF;
     config.write(bdf, reg::COMMAND, command & !(command::IO | command::MEMORY | command::BUS_MASTER));
@@ -251,7 +242,6 @@ fn size_bar(config: &impl Config, bdf: Bdf, at: u16, last: bool) -> Option<Bar> 
 }
 
 /// How a function can be reset.
-#[must_use]
 pub fn reset_method(config: &impl Config, bdf: Bdf) -> Reset {
     if let Some(express) = capability(config, bdf, cap::EXPRESS)
         && config.read(bdf, express.saturating_add(4)) & 1 << 28 != 0
@@ -303,7 +293,6 @@ pub fn check_access(offset: u16, width: u16) -> Result<(), Errno> {
 }
 
 /// The bytes of an aligned word that an access of `width` at `offset` means.
-#[must_use]
 pub const fn part(word: u32, offset: u16, width: u16) -> u32 {
     let shifted = word.wrapping_shr((offset as u32 & 3) << 3);
     match width {
@@ -315,7 +304,6 @@ pub const fn part(word: u32, offset: u16, width: u16) -> u32 {
 
 /// The pin (0 = INTA) on bus 0 that a function's pin arrives at, and the root bus device whose it is then: bridges swizzle
 /// (PCI-to-PCI Bridge Specification 1.2, 9.1). `None` without an interrupt pin, or behind a bridge that is not there.
-#[must_use]
 pub fn root_pin(config: &impl Config, functions: &[Bdf], bdf: Bdf) -> Option<(u8, u8)> {
     let pin = (config.read(bdf, reg::INTERRUPT) >> 8) as u8;
     if !(1..=4).contains(&pin) {
@@ -335,7 +323,6 @@ pub fn root_pin(config: &impl Config, functions: &[Bdf], bdf: Bdf) -> Option<(u8
 /// Global system interrupt of a root bus pin on an Intel ICH9 as QEMU's q35 wires it: devices below 25 swizzle over PIRQ E-H
 /// (GSI 20-23); those from 25 up go by the `DxxIR` registers of the chipset, whose word `routes` gives for a device
 /// (ICH9 datasheet, 10.1.30-36). Device 30, the DMI-to-PCI bridge, passes INTA-D to PIRQ E-H.
-#[must_use]
 pub fn ich9_gsi(device: u8, pin: u8, routes: impl Fn(u16) -> u16) -> u32 {
     let ir_offset = match device {
         25 => 0x3150,

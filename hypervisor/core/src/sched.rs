@@ -52,7 +52,6 @@ pub struct RunQueue {
 
 impl RunQueue {
     /// Nothing runs or waits.
-    #[must_use]
     pub const fn new() -> Self {
         Self { driver: VecDeque::new(), other: VecDeque::new(), current: None, burst: 0 }
     }
@@ -71,13 +70,11 @@ impl RunQueue {
     }
 
     /// The vCPU that runs.
-    #[must_use]
     pub fn current(&self) -> Option<VcpuKey> {
         self.current.map(|(key, _)| key)
     }
 
     /// Whether any vCPU waits for the CPU: if none does, a slice need not end.
-    #[must_use]
     pub fn contended(&self) -> bool {
         !self.driver.is_empty() || !self.other.is_empty()
     }
@@ -144,7 +141,6 @@ pub struct RunTimes(RunstateInfo);
 
 impl RunTimes {
     /// A vCPU that has not run yet.
-    #[must_use]
     pub const fn new(now_ns: u64) -> Self {
         Self(RunstateInfo { state: runstate::OFFLINE, pad: 0, state_entry_time: now_ns, time: [0; 4] })
     }
@@ -160,7 +156,6 @@ impl RunTimes {
     }
 
     /// What a guest is told. As in Xen the present state's time runs up to its entry; the guest adds the rest.
-    #[must_use]
     pub const fn info(&self) -> RunstateInfo {
         self.0
     }

@@ -35,7 +35,6 @@ pub struct DeadlineQueue {
 
 impl DeadlineQueue {
     /// None set.
-    #[must_use]
     pub const fn new() -> Self {
         Self { sorted: Vec::new() }
     }
@@ -61,13 +60,11 @@ impl DeadlineQueue {
     }
 
     /// When a deadline is set.
-    #[must_use]
     pub fn get(&self, key: VcpuKey, kind: Kind) -> Option<u64> {
         self.sorted.iter().find(|d| (d.key, d.kind) == (key, kind)).map(|d| d.at_ns)
     }
 
     /// The next deadline.
-    #[must_use]
     pub fn next_ns(&self) -> Option<u64> {
         self.sorted.last().map(|d| d.at_ns)
     }

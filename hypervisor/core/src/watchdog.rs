@@ -57,7 +57,6 @@ impl Watchdogs {
     }
 
     /// The next deadline.
-    #[must_use]
     pub fn next_ns(&self) -> Option<u64> {
         self.deadlines_ns.iter().flatten().min().copied()
     }
@@ -104,7 +103,6 @@ impl FineWatchdog {
     }
 
     /// When the part that runs is over, in system time; `None` while it is not armed or its vCPU is idle.
-    #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {
         self.part_ns?;
         Some(self.busy_since_ns?.saturating_add(self.left_ns))

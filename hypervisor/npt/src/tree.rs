@@ -119,12 +119,10 @@ impl<F: Format> Tree<F> {
         Some(tree)
     }
     /// The root table, for nCR3 or a device table entry.
-    #[must_use]
     pub const fn root(&self) -> Mfn {
         self.root
     }
     /// Frames the tree holds.
-    #[must_use]
     pub const fn tables(&self) -> u64 {
         self.tables
     }
@@ -176,7 +174,6 @@ impl<F: Format> Tree<F> {
     }
 
     /// Where a frame is mapped.
-    #[must_use]
     pub fn translate<S: FrameStore>(&self, store: &S, at: F::From) -> Option<Leaf> {
         let at = at.number();
         if at >= span(F::LEVELS).saturating_mul(ENTRIES as u64) {

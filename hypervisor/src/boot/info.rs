@@ -19,17 +19,14 @@ pub struct Region {
 
 impl Region {
     /// From a length; an overflowing one is cut.
-    #[must_use]
     pub const fn new(start: u64, len: u64) -> Self {
         Self { start, end: start.saturating_add(len) }
     }
     /// Bytes.
-    #[must_use]
     pub const fn len(&self) -> u64 {
         self.end.saturating_sub(self.start)
     }
     /// Whether they share a byte.
-    #[must_use]
     pub const fn overlaps(&self, other: &Self) -> bool {
         self.start < other.end && other.start < self.end
     }
@@ -54,7 +51,6 @@ impl BootInfo {
         let _ = self.ram.push(Region::new(start, len));
     }
     /// Byte past the last of RAM.
-    #[must_use]
     pub fn ram_end(&self) -> u64 {
         self.ram.iter().map(|r| r.end).max().unwrap_or(0)
     }

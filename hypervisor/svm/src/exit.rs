@@ -70,7 +70,6 @@ pub const LEN_VMMCALL: u64 = 3;
 
 impl Exit {
     /// Decodes EXITCODE and its companions.
-    #[must_use]
     pub const fn decode(c: &Control) -> Self {
         match c.exitcode {
             code @ 0x40..=0x5f => Self::Exception((code - 0x40) as u8, c.exitinfo1 as u32),
@@ -100,7 +99,6 @@ impl Exit {
         }
     }
     /// Bytes of the instruction that exited, 0 where RIP stays or EXITINFO2 has the next one.
-    #[must_use]
     pub const fn instruction_len(&self) -> u64 {
         match self {
             Self::Cpuid | Self::Msr(_) | Self::CacheFlush | Self::Rdpmc => LEN_TWO,

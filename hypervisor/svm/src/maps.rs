@@ -6,13 +6,11 @@ pub const IOPM_FRAMES: usize = 3;
 pub const MSRPM_FRAMES: usize = 2;
 
 /// Byte and mask of a port in the I/O permission map.
-#[must_use]
 pub const fn port_bit(port: u16) -> (usize, u8) {
     (port as usize / 8, 1 << (port % 8))
 }
 
 /// Byte and mask (read bit and write bit) of an MSR in the MSR permission map; `None`: not in the map, always intercepted.
-#[must_use]
 pub const fn msr_bit(msr: u32) -> Option<(usize, u8)> {
     let (base, index) = match msr {
         0..=0x1fff => (0, msr),

@@ -65,7 +65,6 @@ impl Event {
     const ERROR_CODE: u64 = 1 << 11;
 
     /// An external interrupt.
-    #[must_use]
     pub const fn interrupt(vector: u8) -> Self {
         Self(vector as u64 | Self::VALID)
     }
@@ -74,7 +73,6 @@ impl Event {
     /// #GP(0).
     pub const GENERAL_PROTECTION: Self = Self(13 | 3 << 8 | Self::ERROR_CODE | Self::VALID);
     /// #DB or #AC as it was intercepted.
-    #[must_use]
     pub const fn exception(vector: u8, error_code: Option<u32>) -> Self {
         let base = vector as u64 | 3 << 8 | Self::VALID;
         match error_code {
@@ -83,7 +81,6 @@ impl Event {
         }
     }
     /// Whether there is one.
-    #[must_use]
     pub const fn is_valid(self) -> bool {
         self.0 & Self::VALID != 0
     }

@@ -73,13 +73,11 @@ impl Ivrs {
     }
 
     /// The ID that a device's requests carry.
-    #[must_use]
     pub fn requester(&self, bdf: u16) -> u16 {
         let known = self.iommus.iter().flat_map(|i| &i.devices).find(|d| d.first <= bdf && bdf <= d.last);
         known.and_then(|d| d.alias).unwrap_or(bdf)
     }
     /// The device ID of an IO-APIC's interrupts.
-    #[must_use]
     pub fn ioapic(&self, id: u8) -> Option<u16> {
         self.iommus.iter().flat_map(|i| &i.ioapics).find(|a| a.0 == id).map(|a| a.1)
     }
