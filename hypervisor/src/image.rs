@@ -1,5 +1,5 @@
-//! Filling a domain's memory: segments from the pristine copy, zero everywhere else, by string instructions over whole runs of
-//! frames. The same code makes a domain and restores it.
+//! Filling a domain's memory: segments from the pristine copy, zero everywhere else, over whole runs of frames. The same code
+//! makes a domain and restores it.
 
 use crate::domain::{Domain, Segment};
 use crate::mem;
@@ -22,7 +22,8 @@ pub fn restore(domain: &Domain, keep_survivor: bool) {
     let end = domain.mem_frames() * PAGE;
     let survivor = domain.special_gfn(bundle::special::SURVIVOR).addr();
     let mut at = 0;
-    for segment in sorted(&domain.image) {
+    // By address, and found not to overlap, when the domain was made.
+    for segment in &domain.image {
         zero(domain, Span { start: at, end: segment.gpa });
         copy(domain, segment);
         at = segment.gpa + segment.bytes.len() as u64;
@@ -31,11 +32,6 @@ pub fn restore(domain: &Domain, keep_survivor: bool) {
     if keep_survivor {
         zero(domain, Span { start: survivor + PAGE, end });
     }
-}
-
-/// Segments by address; they were put in order, and found not to overlap, when the domain was made.
-fn sorted(image: &[Segment]) -> impl Iterator<Item = &Segment> {
-    image.iter()
 }
 
 /// Runs of machine memory behind a span of guest memory, each with its guest-physical start.

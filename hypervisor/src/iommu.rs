@@ -109,7 +109,7 @@ const SILENT_POLL_NS: u64 = 5 * time::MS;
 /// When silent units are to be looked at, ns; `u64::MAX` = never: there is none, or no device is attached.
 static NEXT_POLL_NS: AtomicU64 = AtomicU64::new(u64::MAX);
 
-const MISSING: &str = "no IOMMU: the firmware has no IVRS table with an AMD-Vi unit";
+const MISSING: &str = "IOMMU (AMD-Vi) not available: the firmware has no IVRS table with a unit (QEMU: -device amd-iommu,intremap=on)";
 const NO_MEMORY: &str = "no memory for the IOMMU's tables";
 
 fn contiguous(bytes: u64) -> Result<Mfn, &'static str> {

@@ -44,7 +44,32 @@ pub extern "C" fn start(magic: u32, addr: u32) -> ! {
     if let Err(why) = take_over(&info, tsc, boot_cpu) {
         refuse(&why);
     }
-    run::cpu_loop(boot_cpu)
+    match paging::map_stack(boot_cpu.id) {
+        // The boot stack has data below it, this one a hole.
+        Ok(stack) => leave_boot_stack(stack, boot_cpu),
+        Err(_) => refuse("no memory for the boot CPU's stack"),
+    }
+}
+
+fn leave_boot_stack(top: u64, cpu: &'static PerCpu) -> ! {
+    // SAFETY: `top` is the top of a fresh stack; what is on the old one is not used again, and `cpu_loop` never returns. The
+    // push leaves the alignment a call would.
+    unsafe {
+        core::arch::asm!(
+            "mov rsp, {top}",
+            "xor ebp, ebp",
+            "push rbp",
+            "jmp {entry}",
+            top = in(reg) top,
+            entry = sym cpu_loop,
+            in("rdi") cpu,
+            options(noreturn)
+        )
+    }
+}
+
+extern "C" fn cpu_loop(cpu: &'static PerCpu) -> ! {
+    run::cpu_loop(cpu)
 }
 
 fn take_over(info: &BootInfo, tsc: u64, boot_cpu: &'static PerCpu) -> Result<(), String> {
