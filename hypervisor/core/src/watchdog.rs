@@ -81,7 +81,7 @@ pub struct FineWatchdog {
 impl FineWatchdog {
     /// Arms or feeds it; 0 ends it.
     pub fn arm(&mut self, timeout_ms: u64, now_ns: u64) {
-        self.part_ns = (timeout_ms != 0).then(|| timeout_ms.saturating_mul(NS_PER_MS) / u64::from(PARTS));
+        self.part_ns = (timeout_ms != 0).then(|| timeout_ms.saturating_mul(NS_PER_MS).div_ceil(u64::from(PARTS)));
         self.passed = 0;
         self.next_part(now_ns);
     }
