@@ -128,6 +128,12 @@ impl Store {
         Err(Errno::ENOSYS.into())
     }
 
+    /// Gives up the connection for its raw page and port: for a domain that speaks the protocol itself, well or badly.
+    #[must_use]
+    pub fn into_raw(self) -> (SharedPage, Event) {
+        (self.page, self.event)
+    }
+
     /// The port to wait on for watch events; when it is pending, call [`Store::next_event`].
     #[must_use]
     pub const fn port(&self) -> EvtchnPort {

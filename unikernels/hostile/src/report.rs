@@ -40,6 +40,15 @@ impl Report {
         }
     }
 
+    /// An offence against the store, whose documented answer is `must`.
+    pub fn answer(&mut self, what: &str, must: &str, got: core::fmt::Arguments<'_>) {
+        if got.as_str() == Some(must) || alloc::format!("{got}") == must {
+            self.right(what, must);
+        } else {
+            self.wrong(what, format_args!("answered {got}, not {must}"));
+        }
+    }
+
     fn right(&mut self, what: &str, name: &str) {
         self.right = self.right.saturating_add(1);
         log::info!("hostile: {} {what}: refused with {name}", self.kind);

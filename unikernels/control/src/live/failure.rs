@@ -120,7 +120,11 @@ impl Control {
         };
         let Death { name, cause, detail, .. } = &death;
         let end = outage_us.map_or_else(|| String::from(action.name()), |us| format!("restarted {us} us after"));
-        self.note(format!("{name} died ({cause}: {detail}), {end}"));
+        let what = if detail.is_empty() { String::from(*cause) } else { format!("{cause}: {detail}") };
+        self.note(match *decision {
+            Decision::Leave => format!("{name} stopped ({what})"),
+            _ => format!("{name} died ({what}), {end}"),
+        });
         self.tell("died", |o| {
             o.number("id", domid.0).text("dom", &death.name).number("time_us", death.time_ns / 1000);
             o.text("cause", death.cause).text("detail", &death.detail).flag("ordered", ordered);
