@@ -1,6 +1,6 @@
 //! Frame numbers, one type per address space, so that a guest's number is never used to reach memory. All count 4 KiB pages.
 
-use abi::{PAGE_SHIFT, PAGE_SIZE};
+use abi::PAGE_SHIFT;
 
 macro_rules! frame {
     ($(#[$m:meta])* $name:ident) => {
@@ -13,10 +13,6 @@ macro_rules! frame {
             /// The frame that holds byte address `addr`.
             pub const fn containing(addr: u64) -> Self {
                 Self(addr >> PAGE_SHIFT)
-            }
-            /// Address of the frame's first byte; `None` past the end of the address space.
-            pub const fn checked_addr(self) -> Option<u64> {
-                self.0.checked_mul(PAGE_SIZE as u64)
             }
             /// Address of the frame's first byte, cut to 64 bits: for frames that are known to exist.
             pub const fn addr(self) -> u64 {

@@ -17,18 +17,10 @@ pub enum Channel {
     /// Nothing.
     #[default]
     Closed,
-    /// May be bound by `remote`.
-    Unbound {
-        /// Who.
-        remote: DomId,
-    },
-    /// One end of a channel.
-    Interdomain {
-        /// The other end's domain.
-        remote: DomId,
-        /// The other end.
-        port: EvtchnPort,
-    },
+    /// May be bound by this domain.
+    Unbound(DomId),
+    /// One end of a channel: the other end's domain and port.
+    Interdomain(DomId, EvtchnPort),
     /// A virtual interrupt.
     Virq(u32),
     /// A physical interrupt.
@@ -178,17 +170,12 @@ impl EvtchnTable {
         self.of(dom).and_then(|d| d.get(port)).map_or(Channel::Closed, |p| p.channel)
     }
 
-    /// A domain's ports in use.
-    pub fn open_ports(&self, dom: DomId) -> usize {
-        self.of(dom).map_or(0, |d| d.live().count())
-    }
-
     /// A port of `dom` that `remote` may bind. `remote` need not exist yet.
     ///
     /// # Errors
     /// [`EvtchnError::NoDomain`], [`EvtchnError::NoPort`].
     pub fn alloc_unbound(&mut self, dom: DomId, remote: DomId) -> Result<EvtchnPort, EvtchnError> {
-        self.of_mut(dom)?.open(Channel::Unbound { remote }, 0)
+        self.of_mut(dom)?.open(Channel::Unbound(remote), 0)
     }
 
     /// Binds a new port of `dom` to an unbound one of `remote`. The new port starts pending, as whatever the remote sent
@@ -202,12 +189,12 @@ impl EvtchnTable {
         remote: DomId,
         remote_port: EvtchnPort,
     ) -> Result<(EvtchnPort, Notify), EvtchnError> {
-        if self.of(remote)?.get(remote_port).map(|p| p.channel) != Ok(Channel::Unbound { remote: dom }) {
+        if self.of(remote)?.get(remote_port).map(|p| p.channel) != Ok(Channel::Unbound(dom)) {
             return Err(EvtchnError::BadRemote(remote, remote_port));
         }
-        let port = self.of_mut(dom)?.open(Channel::Interdomain { remote, port: remote_port }, 0)?;
+        let port = self.of_mut(dom)?.open(Channel::Interdomain(remote, remote_port), 0)?;
         if let Some(peer) = self.of_mut(remote)?.get_mut(remote_port) {
-            peer.channel = Channel::Interdomain { remote: dom, port };
+            peer.channel = Channel::Interdomain(dom, port);
         }
         Ok((port, Notify { dom, port, vcpu: 0 }))
     }
@@ -271,12 +258,12 @@ impl EvtchnTable {
             Channel::Pirq(pirq) => {
                 d.pirqs.remove(&pirq);
             }
-            Channel::Interdomain { remote, port: peer } => {
+            Channel::Interdomain(remote, peer) => {
                 if let Some(p) = self.domains.get_mut(&remote).and_then(|d| d.get_mut(peer)) {
-                    p.channel = Channel::Unbound { remote: dom };
+                    p.channel = Channel::Unbound(dom);
                 }
             }
-            Channel::Unbound { .. } | Channel::Ipi | Channel::Closed => {}
+            Channel::Unbound(_) | Channel::Ipi | Channel::Closed => {}
         }
         Ok(channel)
     }
@@ -296,12 +283,12 @@ impl EvtchnTable {
     pub fn send(&self, dom: DomId, port: EvtchnPort) -> Result<Option<Notify>, EvtchnError> {
         let p = self.of(dom)?.get(port)?;
         match p.channel {
-            Channel::Interdomain { remote, port: peer } => {
+            Channel::Interdomain(remote, peer) => {
                 let vcpu = self.of(remote).and_then(|d| d.get(peer)).map(|p| p.vcpu);
                 Ok(vcpu.ok().map(|vcpu| Notify { dom: remote, port: peer, vcpu }))
             }
             Channel::Ipi => Ok(Some(Notify { dom, port, vcpu: p.vcpu })),
-            Channel::Unbound { .. } => Ok(None),
+            Channel::Unbound(_) => Ok(None),
             _ => Err(EvtchnError::BadPort(port)),
         }
     }
@@ -336,7 +323,7 @@ impl EvtchnTable {
         let d = self.of_mut(dom)?;
         d.vcpu(vcpu)?;
         let movable = match d.get(port)?.channel {
-            Channel::Unbound { .. } | Channel::Interdomain { .. } | Channel::Pirq(_) => true,
+            Channel::Unbound(_) | Channel::Interdomain(..) | Channel::Pirq(_) => true,
             Channel::Virq(virq) => virq_is_global(virq),
             Channel::Ipi | Channel::Closed => false,
         };
@@ -357,8 +344,8 @@ impl EvtchnTable {
         let Port { channel, vcpu } = d.ports.get(port.0 as usize).copied().unwrap_or_default();
         let (status, u0, u1) = match channel {
             Channel::Closed => (status::CLOSED, 0, 0),
-            Channel::Unbound { remote } => (status::UNBOUND, u32::from(remote.0), 0),
-            Channel::Interdomain { remote, port } => (status::INTERDOMAIN, u32::from(remote.0), port.0),
+            Channel::Unbound(remote) => (status::UNBOUND, u32::from(remote.0), 0),
+            Channel::Interdomain(remote, port) => (status::INTERDOMAIN, u32::from(remote.0), port.0),
             Channel::Virq(virq) => (status::VIRQ, virq, 0),
             Channel::Pirq(pirq) => (status::PIRQ, pirq, 0),
             Channel::Ipi => (status::IPI, 0, 0),
@@ -378,9 +365,7 @@ impl EvtchnTable {
             }
             for (port, channel) in d.live() {
                 let right = match channel {
-                    Channel::Interdomain { remote, port: peer } => {
-                        self.channel(remote, peer) == Channel::Interdomain { remote: dom, port }
-                    }
+                    Channel::Interdomain(remote, peer) => self.channel(remote, peer) == Channel::Interdomain(dom, port),
                     Channel::Virq(virq) => d.virqs.iter().any(|(&(v, _), &p)| v == virq && p == port),
                     Channel::Pirq(pirq) => d.pirqs.get(&pirq) == Some(&port),
                     _ => port.0 != 0,

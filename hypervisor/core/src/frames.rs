@@ -140,41 +140,27 @@ impl<'a> FrameTable<'a> {
             let frames = self.frames.get_mut(start..stop).ok_or(none)?;
             if frames.iter().all(|f| f.owner == Owner::Free) {
                 frames.fill(Frame { owner, pins: 0 });
-                let run = run as u64;
-                self.free = self.free.saturating_sub(run);
-                self.charge(owner, run);
+                self.free = self.free.saturating_sub(run as u64);
+                if let Owner::Domain(dom) = owner {
+                    let usage = self.usage.entry(dom).or_default();
+                    usage.frames = usage.frames.saturating_add(run as u64);
+                    usage.peak = usage.peak.max(usage.frames);
+                }
                 return Ok(Mfn(start as u64));
             }
             start = stop;
         }
     }
 
-    /// Gives an unpinned frame from one owner to another (`Owner::Free` frees it).
-    ///
-    /// # Errors
-    /// [`FrameError::NoSuchFrame`], [`FrameError::NotOwner`], [`FrameError::Pinned`]; nothing changed.
-    pub fn transfer(&mut self, mfn: Mfn, from: Owner, to: Owner) -> Result<(), FrameError> {
-        let frame = self.owned(mfn, from)?;
-        if frame.pins != 0 {
-            return Err(FrameError::Pinned(mfn));
-        }
-        frame.owner = to;
-        self.discharge(from);
-        self.charge(to, 1);
-        match (from == Owner::Free, to == Owner::Free) {
-            (false, true) => self.freed(mfn),
-            (true, false) => self.free = self.free.saturating_sub(1),
-            _ => {}
-        }
-        Ok(())
-    }
-
     /// Frees an unpinned frame.
     ///
     /// # Errors
-    /// As [`Self::transfer`].
+    /// [`FrameError::NoSuchFrame`], [`FrameError::NotOwner`], [`FrameError::Pinned`]; nothing changed.
     pub fn free(&mut self, mfn: Mfn, owner: Owner) -> Result<(), FrameError> {
-        self.transfer(mfn, owner, Owner::Free)
+        if self.owned(mfn, owner)?.pins != 0 {
+            return Err(FrameError::Pinned(mfn));
+        }
+        self.release(mfn, owner).map(|_| ())
     }
 
     /// The owner lets go of a frame: free at once, or an orphan until its last pin goes. Says whether it is free.
@@ -185,7 +171,10 @@ impl<'a> FrameTable<'a> {
         let frame = self.owned(mfn, owner)?;
         let pinned = frame.pins != 0;
         frame.owner = if pinned { Owner::Orphan } else { Owner::Free };
-        self.discharge(owner);
+        if let Owner::Domain(dom) = owner {
+            let usage = self.usage.entry(dom).or_default();
+            usage.frames = usage.frames.saturating_sub(1);
+        }
         if !pinned {
             self.freed(mfn);
         }
@@ -218,28 +207,16 @@ impl<'a> FrameTable<'a> {
 
     fn owned(&mut self, mfn: Mfn, owner: Owner) -> Result<&mut Frame, FrameError> {
         let frame = self.frames.get_mut(mfn.0 as usize).ok_or(FrameError::NoSuchFrame(mfn))?;
-        if frame.owner == owner { Ok(frame) } else { Err(FrameError::NotOwner(mfn, frame.owner)) }
+        if frame.owner == owner && owner != Owner::Free {
+            Ok(frame)
+        } else {
+            Err(FrameError::NotOwner(mfn, frame.owner))
+        }
     }
 
     fn freed(&mut self, mfn: Mfn) {
         self.free = self.free.saturating_add(1);
         self.hint = self.hint.min(mfn.0 as usize);
-    }
-
-    fn charge(&mut self, owner: Owner, frames: u64) {
-        if let Owner::Domain(dom) = owner {
-            let usage = self.usage.entry(dom).or_default();
-            usage.frames = usage.frames.saturating_add(frames);
-            usage.peak = usage.peak.max(usage.frames);
-        }
-    }
-
-    fn discharge(&mut self, owner: Owner) {
-        if let Owner::Domain(dom) = owner
-            && let Some(usage) = self.usage.get_mut(&dom)
-        {
-            usage.frames = usage.frames.saturating_sub(1);
-        }
     }
 }
 

@@ -165,7 +165,8 @@ impl Grants {
     }
 
     /// Whether a domain's entry is in use.
-    pub fn in_use(&self, grantor: DomId, gref: GrantRef) -> bool {
+    #[cfg(test)]
+    fn in_use(&self, grantor: DomId, gref: GrantRef) -> bool {
         self.active.contains_key(&(grantor, gref))
     }
 

@@ -53,20 +53,20 @@ impl Model {
     }
     fn close(&mut self, d: u16, p: u32) -> Option<i64> {
         let (.., channel, _) = self.0.swap_remove(self.find(d, p)?);
-        if let Channel::Interdomain { remote, port } = channel {
+        if let Channel::Interdomain(remote, port) = channel {
             let peer = self.find(remote.0, port.0).unwrap();
-            self.0[peer].2 = Channel::Unbound { remote: DomId(d) };
+            self.0[peer].2 = Channel::Unbound(DomId(d));
         }
         Some(0)
     }
     /// The port made, the vCPU told (+100), or 0; `None` for a refusal.
     fn apply(&mut self, op: &Op) -> Option<i64> {
         match *op {
-            Op::Alloc(d, r) => self.open(d, Channel::Unbound { remote: DomId(r) }, 0),
+            Op::Alloc(d, r) => self.open(d, Channel::Unbound(DomId(r)), 0),
             Op::Bind(d, r, p) => {
-                let peer = self.find(r, p).filter(|&i| self.0[i].2 == Channel::Unbound { remote: DomId(d) })?;
-                let port = self.open(d, Channel::Interdomain { remote: DomId(r), port: EvtchnPort(p) }, 0)?;
-                self.0[peer].2 = Channel::Interdomain { remote: DomId(d), port: EvtchnPort(port as u32) };
+                let peer = self.find(r, p).filter(|&i| self.0[i].2 == Channel::Unbound(DomId(d)))?;
+                let port = self.open(d, Channel::Interdomain(DomId(r), EvtchnPort(p)), 0)?;
+                self.0[peer].2 = Channel::Interdomain(DomId(d), EvtchnPort(port as u32));
                 Some(port)
             }
             Op::Virq(d, v, c) => {
@@ -91,9 +91,9 @@ impl Model {
             }
             Op::Close(d, p) => self.close(d, p),
             Op::Send(d, p) => match self.0[self.find(d, p)?].2 {
-                Channel::Interdomain { remote, port } => Some(100 + i64::from(self.0[self.find(remote.0, port.0)?].3)),
+                Channel::Interdomain(remote, port) => Some(100 + i64::from(self.0[self.find(remote.0, port.0)?].3)),
                 Channel::Ipi => Some(100 + i64::from(self.0[self.find(d, p)?].3)),
-                Channel::Unbound { .. } => Some(0),
+                Channel::Unbound(_) => Some(0),
                 _ => None,
             },
             Op::BindVcpu(d, p, v) => {
@@ -207,5 +207,5 @@ fn a_virq_notifies_the_vcpu_it_was_bound_on() {
     assert_eq!(t.virq(A, abi::evtchn::VIRQ_DOM_EXC, 0), Some(Notify { dom: A, port: exc, vcpu: 1 }));
     t.close(A, exc).unwrap();
     t.close(A, timer).unwrap();
-    assert_eq!((t.virq(A, 0, 1), t.open_ports(A)), (None, 0));
+    assert_eq!((t.virq(A, 0, 1), t.channel(A, timer)), (None, Channel::Closed));
 }

@@ -14,7 +14,7 @@ fn mfn(n: u64) -> Mfn {
 #[derive(Clone, Debug)]
 enum Op {
     Allocate(Owner, u32, u64),
-    Transfer(u64, Owner, Owner),
+    Free(u64, Owner),
     Release(u64, Owner),
     Pin(u64, Owner),
     Unpin(u64),
@@ -28,7 +28,7 @@ fn op() -> impl Strategy<Value = Op> {
     let frame = || 0..FRAMES + 4;
     prop_oneof![
         (owner(), 0u32..4, 0..FRAMES + 4).prop_map(|(o, n, l)| Op::Allocate(o, n, l)),
-        (frame(), owner(), prop_oneof![owner(), Just(Owner::Free)]).prop_map(|(f, a, b)| Op::Transfer(f, a, b)),
+        (frame(), owner()).prop_map(|(f, o)| Op::Free(f, o)),
         (frame(), owner()).prop_map(|(f, o)| Op::Release(f, o)),
         (frame(), owner()).prop_map(|(f, o)| Op::Pin(f, o)),
         frame().prop_map(Op::Unpin),
@@ -50,9 +50,9 @@ impl Model {
                 self.0[start..start + run].fill((owner, 0));
                 Some(start as u64)
             }
-            Op::Transfer(f, from, to) => {
-                let frame = self.0.get_mut(f as usize).filter(|x| **x == (from, 0))?;
-                frame.0 = to;
+            Op::Free(f, owner) => {
+                let frame = self.0.get_mut(f as usize).filter(|x| **x == (owner, 0))?;
+                frame.0 = Owner::Free;
                 Some(0)
             }
             Op::Release(f, owner) => {
@@ -86,7 +86,7 @@ proptest! {
         for op in &ops {
             let did = match *op {
                 Op::Allocate(o, n, l) => table.allocate_contiguous(o, n, mfn(l)).ok().map(|f| f.0),
-                Op::Transfer(f, a, b) => table.transfer(mfn(f), a, b).ok().map(|()| 0),
+                Op::Free(f, o) => table.free(mfn(f), o).ok().map(|()| 0),
                 Op::Release(f, o) => table.release(mfn(f), o).ok().map(|_| 0),
                 Op::Pin(f, o) => table.pin(mfn(f), o).ok().map(|()| 0),
                 Op::Unpin(f) => table.unpin(mfn(f)).ok().map(|()| 0),
@@ -111,7 +111,7 @@ fn an_orphan_reaches_its_next_owner_only_when_the_last_pin_is_gone() {
     table.add_ram(mfn(0), 1);
     let f = table.allocate(A, Mfn(u64::MAX)).unwrap();
     table.pin(f, A).unwrap();
-    assert_eq!(table.transfer(f, A, B), Err(FrameError::Pinned(f)));
+    assert_eq!(table.free(f, A), Err(FrameError::Pinned(f)));
     assert_eq!(table.release(f, A), Ok(false));
     assert_eq!(table.allocate(B, Mfn(u64::MAX)), Err(FrameError::OutOfMemory { order: 0 }));
     assert_eq!(table.pin(f, A), Err(FrameError::NotOwner(f, Owner::Orphan)));
