@@ -8,6 +8,7 @@
 use crate::firewall::{Direction, Firewall, RuleError};
 use crate::nic::{MacAddr, is_group};
 use crate::ports::{Fabric, PortId, PortSet};
+use alloc::vec::Vec;
 
 /// Frames per second and at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +99,7 @@ struct Learned {
 /// Learned addresses: 64 sets of 4, so a lookup is short and a flood of addresses evicts only its own kind by chance.
 #[derive(Clone, Debug)]
 struct Table {
-    sets: [[Option<Learned>; WAYS]; SETS],
+    sets: Vec<[Option<Learned>; WAYS]>,
     age_us: u64,
 }
 
@@ -170,7 +171,7 @@ enum Drop {
 /// See the module's head.
 #[derive(Clone, Debug)]
 pub struct Switch {
-    ports: [Port; PortId::MAX],
+    ports: Vec<Port>,
     attached: PortSet,
     table: Table,
     default_rules: Firewall,
@@ -185,9 +186,9 @@ impl Switch {
             Port { mac, extra: 0, flood: Bucket::new(rate), rules: None, stats: PortStats::default() }
         };
         Self {
-            ports: core::array::from_fn(port),
+            ports: (0..PortId::MAX).map(port).collect(),
             attached: PortSet::one(PortId::UPLINK),
-            table: Table { sets: [[None; WAYS]; SETS], age_us: config.age_us },
+            table: Table { sets: alloc::vec![[None; WAYS]; SETS], age_us: config.age_us },
             default_rules,
         }
     }

@@ -20,6 +20,8 @@
     )
 )]
 
+extern crate alloc;
+
 pub mod desc;
 pub mod filter;
 #[cfg(any(test, feature = "model"))]

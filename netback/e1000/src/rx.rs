@@ -2,6 +2,7 @@
 
 use crate::desc::{self, Received};
 use crate::ring::Ring;
+use alloc::vec::Vec;
 use netback::nic::{DmaMemory, NicFault, RxError, RxFrame};
 
 /// Descriptors of the ring.
@@ -15,7 +16,7 @@ pub struct RxRing {
     ring: Ring,
     /// Buffers that one frame may fill at most.
     max_buffers: u16,
-    tokens: [u32; LEN as usize],
+    tokens: Vec<u32>,
     /// Next descriptor to write.
     next: u16,
     /// Tail as the device knows it.
@@ -29,10 +30,18 @@ pub struct RxRing {
 impl RxRing {
     /// An empty ring at `ring`, for frames of at most `max_frame` bytes.
     #[must_use]
-    pub const fn new(ring: Ring, max_frame: u32) -> Self {
+    pub fn new(ring: Ring, max_frame: u32) -> Self {
         // Where the FCS alone falls into a further buffer, the device may hand that over empty.
         let max_buffers = max_frame.div_ceil(BUFFER).saturating_add(1) as u16;
-        Self { ring, max_buffers, tokens: [0; LEN as usize], next: 0, told: 0, first: 0, buffers: 0 }
+        Self {
+            ring,
+            max_buffers,
+            tokens: alloc::vec![0; usize::from(ring.descriptors())],
+            next: 0,
+            told: 0,
+            first: 0,
+            buffers: 0,
+        }
     }
 
     /// Forgets all buffers; the device has been reset and both indices are 0.

@@ -9,7 +9,7 @@
 
 use crate::desc::{self, Context, Offload};
 use crate::ring::Ring;
-use heapless::Deque;
+use alloc::collections::VecDeque;
 use netback::nic::{DmaMemory, NicFault, Segment, TxError, TxMeta};
 
 /// Descriptors of the ring.
@@ -53,8 +53,9 @@ pub struct TxRing {
     told: u16,
     /// Descriptors in use.
     used: u16,
-    frames: Deque<Frame, { LEN as usize }>,
-    reports: Deque<Report, { LEN as usize }>,
+    /// At most one per descriptor, as the next; their memory is taken once, at the start.
+    frames: VecDeque<Frame>,
+    reports: VecDeque<Report>,
     /// Frames queued, told of, reported as done to the caller, and known to be done; all modular.
     queued: u32,
     told_frames: u32,
@@ -72,15 +73,16 @@ pub struct TxRing {
 impl TxRing {
     /// An empty ring at `ring`, for frames of at most `max_frame` bytes on the wire.
     #[must_use]
-    pub const fn new(ring: Ring, max_frame: u32) -> Self {
+    pub fn new(ring: Ring, max_frame: u32) -> Self {
+        let places = usize::from(ring.descriptors());
         Self {
             ring,
             max_frame,
             next: 0,
             told: 0,
             used: 0,
-            frames: Deque::new(),
-            reports: Deque::new(),
+            frames: VecDeque::with_capacity(places),
+            reports: VecDeque::with_capacity(places),
             queued: 0,
             told_frames: 0,
             harvested: 0,
@@ -139,7 +141,7 @@ impl TxRing {
         if need > self.free() {
             return Err(TxError::Full);
         }
-        self.frames.push_back(Frame { token, descriptors: need }).map_err(|_| TxError::Full)?;
+        self.frames.push_back(Frame { token, descriptors: need });
 
         if let Some(c) = new_context {
             self.push(dma, c.words());
@@ -220,11 +222,9 @@ impl TxRing {
         if let Some((index, word2, word3)) = self.unreported.take() {
             let word2 = word2 | desc::TX_RS;
             let report = Report { index, word2, word3, frame: self.queued };
-            // There are as many places as descriptors.
-            if self.reports.push_back(report).is_ok() {
-                self.ring.write_word(dma, index, 2, word2);
-                self.since_report = 0;
-            }
+            self.reports.push_back(report);
+            self.ring.write_word(dma, index, 2, word2);
+            self.since_report = 0;
         }
     }
 
