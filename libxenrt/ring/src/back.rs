@@ -198,8 +198,8 @@ impl<M: SharedMem, const N: usize, const REQ: usize, const RSP: usize> BackRing<
         self.window.run(self.rsp_prod, self.in_flight())
     }
 
-    /// Publishes all responses whose turn it is, in request order, in batches that fit the survivor page. For rings of up
-    /// to 4 KiB of responses that is one batch, so requests completed together become visible together.
+    /// Publishes all responses whose turn it is, in request order, in batches that fit the survivor record. For rings of up
+    /// to 2 KiB of responses (netif's) that is one batch, so requests completed together become visible together.
     pub fn publish<S: SharedMem>(&mut self, survivor: &mut Survivor<S>) -> Published {
         let old = self.rsp_prod;
         loop {

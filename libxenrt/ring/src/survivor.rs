@@ -29,6 +29,9 @@ const PAGE_WORDS: usize = SURVIVOR_OWNER / 4;
 /// Byte offset from which the survivor page belongs to the domain, for what it wants to find again after a restart.
 pub const SURVIVOR_OWNER: usize = 2304;
 
+// A netif ring is published in one batch, however full: a packet's slots become visible together.
+const _: () = assert!(PAGE_WORDS - ENTRIES >= 256 * 2);
+
 /// No publication is in flight.
 const CLEAR: u32 = 0x5A3C_C1EA;
 /// The record below is complete and its slots may be half written.

@@ -349,7 +349,9 @@ impl Machine {
         self.world.store.borrow_mut().forget_watches();
         self.world.write(self.area, &vec![0; 4096 << AREA_ORDER]);
         if self.damage_survivor {
-            self.world.write(self.survivor.0 * 4096, &[0x5C; 64]);
+            // The journal's part alone, or all of it.
+            let len = if self.world.chance.borrow_mut().one_in(2) { 64 } else { 4096 };
+            self.world.write(self.survivor.0 * 4096, &[0x5C; 4096][..len]);
         }
         self.world.set_fuse(self.deaths.pop());
     }
