@@ -5,7 +5,7 @@
 //! and only when buffers are posted and all frontends are kicked comes what can wait (`Backend::start` sees to that).
 //!
 //! Configuration (`[domain.config]` of the system manifest), all optional: `packet-kib` (packet memory, default 2048),
-//! `firewall` (rules of vifs without their own), `watchdog-ms` (default 15, 0 = none), `dma-target` (where the crash kind `dma`
+//! `firewall` (rules of vifs without their own), `watchdog-ms` (default 20, 0 = none), `dma-target` (where the crash kind `dma`
 //! points the device, default: behind this domain's RAM).
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
@@ -43,7 +43,7 @@ const COMMAND: (u16, u32) = (4, 1 << 2);
 /// Packet memory in KiB: what `netback::Config` is made for.
 const PACKET_KIB: usize = 2048;
 /// Longer than the longest turn, short against what people notice.
-const WATCHDOG_MS: u64 = 15;
+const WATCHDOG_MS: u64 = 20;
 /// When the start is told of.
 const BIRTH_DELAY: Duration = Duration::from_millis(200);
 /// How long a device that was pointed at a foreign frame may take to be stopped.
