@@ -10,6 +10,7 @@ static PANICKING: AtomicBool = AtomicBool::new(false);
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     if !PANICKING.swap(true, Ordering::AcqRel) {
+        crate::watchdog::allow_last_words();
         match info.location() {
             Some(at) => crate::println!("panic: {}:{}: {}", at.file(), at.line(), info.message()),
             None => crate::println!("panic: {}", info.message()),

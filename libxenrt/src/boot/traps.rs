@@ -99,6 +99,7 @@ extern "C" fn upcall() {
 }
 
 extern "C" fn trap(frame: &Frame) -> ! {
+    crate::watchdog::allow_last_words();
     let start = image::start();
     let name = match frame.vector {
         0 => "divide error",
