@@ -2,7 +2,8 @@
 //!
 //! Optimistic, as in xenstored: the generation of each node is noted when it is first touched; at the end the
 //! transaction is applied only if none of them has changed, else EAGAIN. So a committed transaction is as if
-//! it had run alone at the moment of its end.
+//! it had run alone at the moment of its end. A node that was absent, came and went again in between is noticed by its
+//! directory, which whoever asks for an absent node touches as well.
 
 use super::quota::{Quota, Usage};
 use super::tree::{Node, Tree};
@@ -38,8 +39,6 @@ pub struct Transaction {
     touched: BTreeMap<Path, Touched>,
     changes: Vec<Change>,
     bytes: usize,
-    /// A node was seen in two versions: this cannot commit.
-    torn: bool,
 }
 
 impl Transaction {
@@ -60,10 +59,7 @@ impl Transaction {
         let Some(touched) = self.touched.get(path) else { return Ok(now) };
         match &touched.new {
             Some(new) => Ok(new.as_ref()),
-            None => {
-                self.torn |= touched.base != generation;
-                Ok(now)
-            }
+            None => Ok(now),
         }
     }
 
@@ -93,7 +89,7 @@ impl Transaction {
 
     /// Whether another change came in between.
     fn conflicts(&self, tree: &Tree) -> bool {
-        self.torn || self.touched.iter().any(|(path, t)| tree.get(path).map(|n| n.generation) != t.base)
+        self.touched.iter().any(|(path, t)| tree.get(path).map(|n| n.generation) != t.base)
     }
 
     /// The first owner (but the control domain) that would hold more than it may and more than before.
