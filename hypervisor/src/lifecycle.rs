@@ -4,7 +4,7 @@
 //! memory. Everything that takes time waits for the control domain's order.
 
 use crate::domain::{Domain, pause};
-use crate::{deadlines, device, events, grants, hypercall, image, iommu, run, time};
+use crate::{deadlines, device, events, grants, hypercall, image, iommu, power, run, time};
 use abi::xenolith::{self, DomOp, Event, cause};
 use abi::{Errno, bundle, hvm};
 use alloc::sync::Arc;
@@ -51,6 +51,10 @@ pub fn stop(domain: &Arc<Domain>, why: Cause) {
         &line
     };
     if domain.is_control() {
+        // As with Xen's domain 0: its orderly end is the machine's, its death leaves the others without a supervisor.
+        if why.cause == cause::POWEROFF {
+            power::off(0);
+        }
         log::error!("the control domain is gone; the others go on without it");
     }
     let mut event =
