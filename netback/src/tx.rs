@@ -9,6 +9,7 @@ use crate::nic::{GsoKind, MacAddr};
 use crate::pool::MAX_CHUNKS;
 use abi::GrantRef;
 use abi::io::netif::{NR_SLOTS_MIN, TxRequest, extra, rsp, txf};
+use alloc::vec::Vec;
 use core::fmt;
 use ring::{RingFault, SharedMem, TxBackRing};
 
@@ -114,12 +115,12 @@ struct Note {
     extra: bool,
 }
 
-/// Ids of the slots in flight, by place in the ring.
-pub(crate) struct Notes([Note; 256]);
+/// Ids of the slots in flight, by place in the ring (on the heap: a domain's stack is small).
+pub(crate) struct Notes(Vec<Note>);
 
 impl Notes {
     pub fn new() -> Self {
-        Self([Note::default(); 256])
+        Self(alloc::vec![Note::default(); 256])
     }
 
     fn put(&mut self, index: u32, note: Note) {

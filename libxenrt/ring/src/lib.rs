@@ -21,6 +21,8 @@
     )
 )]
 
+extern crate alloc;
+
 mod back;
 mod fault;
 mod front;

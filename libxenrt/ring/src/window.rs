@@ -1,14 +1,16 @@
-//! The completion window of a back ring: work may finish out of order, responses leave in request order.
+//! The completion window of a back ring: work may finish out of order, responses leave in request order. On the heap, so
+//! that a ring is small to move about on a domain's small stack; made once per ring.
+
+use alloc::vec::Vec;
 
 /// Responses waiting for their turn, one place per slot of the ring.
 pub(crate) struct Window<const N: usize, const RSP: usize> {
-    done: [bool; N],
-    responses: [[u32; RSP]; N],
+    places: Vec<Option<[u32; RSP]>>,
 }
 
 impl<const N: usize, const RSP: usize> Window<N, RSP> {
-    pub(crate) const fn new() -> Self {
-        Self { done: [false; N], responses: [[0; RSP]; N] }
+    pub(crate) fn new() -> Self {
+        Self { places: alloc::vec![None; N] }
     }
 
     const fn place(index: u32) -> usize {
@@ -17,11 +19,9 @@ impl<const N: usize, const RSP: usize> Window<N, RSP> {
 
     /// Keeps `response` for `index`; false if one was kept already.
     pub(crate) fn put(&mut self, index: u32, response: [u32; RSP]) -> bool {
-        let at = Self::place(index);
-        match (self.done.get_mut(at), self.responses.get_mut(at)) {
-            (Some(done), Some(slot)) if !*done => {
-                *done = true;
-                *slot = response;
+        match self.places.get_mut(Self::place(index)) {
+            Some(place @ None) => {
+                *place = Some(response);
                 true
             }
             _ => false,
@@ -30,14 +30,13 @@ impl<const N: usize, const RSP: usize> Window<N, RSP> {
 
     /// The response kept for `index`.
     pub(crate) fn get(&self, index: u32) -> Option<&[u32; RSP]> {
-        let at = Self::place(index);
-        if *self.done.get(at)? { self.responses.get(at) } else { None }
+        self.places.get(Self::place(index))?.as_ref()
     }
 
     /// Forgets the response of `index`.
     pub(crate) fn take(&mut self, index: u32) {
-        if let Some(done) = self.done.get_mut(Self::place(index)) {
-            *done = false;
+        if let Some(place) = self.places.get_mut(Self::place(index)) {
+            *place = None;
         }
     }
 
