@@ -7,6 +7,7 @@ use libxenrt::dma::DmaRegion;
 use libxenrt::event::Event;
 use libxenrt::grant::{self, Access, GrantError, MapRequest};
 use libxenrt::hypercall::Batch;
+use libxenrt::watchdog::Watchdog;
 use libxenrt::{SharedPage, clock, crash, store};
 use netback::{Area, Platform, Store, StoreError};
 
@@ -50,12 +51,25 @@ pub struct Hypercalls {
     /// Packet memory: the only memory of ours that copies may name.
     packets: Range<u64>,
     events: Vec<Event>,
+    watchdog: Option<Watchdog>,
 }
 
 impl Hypercalls {
     /// Copies will go to and from `packets`.
     pub const fn new(packets: Range<u64>) -> Self {
-        Self { packets, events: Vec::new() }
+        Self { packets, events: Vec::new(), watchdog: None }
+    }
+
+    /// From now on a step that takes longer than `watchdog` allows ends the domain.
+    pub fn watch(&mut self, watchdog: Watchdog) {
+        self.watchdog = Some(watchdog);
+    }
+
+    /// A step is done.
+    pub fn feed(&mut self) {
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.feed(clock::now());
+        }
     }
 
     /// Ports of all vifs.
@@ -131,6 +145,8 @@ impl Platform for Hypercalls {
     }
 
     fn crash_point(&mut self) {
+        // A turn on a machine without time to spare is long; its steps are not.
+        self.feed();
         crash::point();
     }
 }

@@ -42,7 +42,7 @@ const REGISTERS: usize = 0;
 const COMMAND: (u16, u32) = (4, 1 << 2);
 /// Packet memory in KiB: what `netback::Config` is made for.
 const PACKET_KIB: usize = 2048;
-/// Longer than the longest turn, short against what people notice.
+/// Longer than the longest step of a turn, short against what people notice.
 const WATCHDOG_MS: u64 = 20;
 /// When the start is told of.
 const BIRTH_DELAY: Duration = Duration::from_millis(200);
@@ -59,7 +59,6 @@ struct Domain {
     interrupt: Interrupt,
     /// The interrupt was taken and has to be allowed again.
     interrupted: bool,
-    watchdog: Option<Watchdog>,
     statistics: Statistics,
     ports: Vec<EvtchnPort>,
     /// Not told yet.
@@ -140,35 +139,24 @@ impl Domain {
             survivor,
             first_boot: me.generation == 0,
         };
-        let backend = Backend::start(parts, &mut store).map_err(|e| format!("backend: {e:?}"))?;
+        let mut backend = Backend::start(parts, &mut store).map_err(|e| format!("backend: {e:?}"))?;
         // For the control domain's history; nobody waits for the answer.
         if let Err(e) = store.0.post("control/serving", &format!("{}", me.generation)) {
             log::warn!("control/serving: {e:?}");
         }
-        let watchdog = match config.number("watchdog-ms").unwrap_or(WATCHDOG_MS) {
-            0 => None,
-            ms => Some(Watchdog::arm(ms).map_err(|e| format!("watchdog: {e}"))?),
-        };
+        let watchdog_ms = config.number("watchdog-ms").unwrap_or(WATCHDOG_MS);
+        if watchdog_ms != 0 {
+            backend.platform().watch(Watchdog::arm(watchdog_ms).map_err(|e| format!("watchdog: {e}"))?);
+        }
         let statistics = Statistics::new(me.domid);
         let birth = Birth { generation: me.generation, begun, device_ready, serving: clock::now() };
-        Ok(Self {
-            birth: Some(birth),
-            backend,
-            store,
-            interrupt,
-            interrupted: false,
-            watchdog,
-            statistics,
-            ports: Vec::new(),
-        })
+        Ok(Self { birth: Some(birth), backend, store, interrupt, interrupted: false, statistics, ports: Vec::new() })
     }
 
     /// Turns for ever.
     fn serve(&mut self) -> ! {
         loop {
-            if let Some(watchdog) = &mut self.watchdog {
-                watchdog.feed(clock::now());
-            }
+            self.backend.platform().feed();
             if crash::dma_due() {
                 self.stray();
             }
@@ -234,9 +222,7 @@ impl Domain {
         self.backend.nic().point_dma_at(target);
         let until = clock::now() + DMA_PATIENCE;
         while clock::now() < until {
-            if let Some(watchdog) = &mut self.watchdog {
-                watchdog.feed(clock::now());
-            }
+            self.backend.platform().feed();
             core::hint::spin_loop();
         }
         panic!("the device was not stopped from reaching {target:#x}");
