@@ -6,6 +6,7 @@
 use crate::report::Report;
 use abi::grant::{self, CopyPtr, GrantCopy, MapGrantRef, UnmapGrantRef, status};
 use abi::hypercall::{self as nr, MulticallEntry};
+use abi::physdev;
 use abi::{
     DomId, Errno, EvtchnPort, GrantRef, PAGE_SIZE, console, evtchn, hvm, memory, sched, vcpu as vcpu_op, xenolith,
 };
@@ -294,4 +295,28 @@ pub fn spam(r: &mut Report) {
     let accepted = accepted.count() as u64;
     log::info!("hostile: spam: {calls} calls made");
     r.errno("all of them", Errno::EPERM, if accepted == 0 { Err(Errno::EPERM) } else { Ok(accepted) });
+}
+
+/// Another domain's device, 00:03.0 on GSI 23, and the control domain's serial interrupt.
+pub fn device(r: &mut Report) {
+    const NIC: u32 = 3 << 3;
+    let access = |offset, width, value| xenolith::PciAccess { bdf: NIC, offset, width, value, pad: 0 };
+    for (what, offset, width) in [("identity", 0, 4), ("COMMAND", 4, 2), ("a BAR", 0x10, 4), ("nothing", 5, 4)] {
+        let mut op = access(offset, width, 0);
+        r.errno(what, Errno::EPERM, with(nr::XENOLITH_OP, xenolith::PCI_READ, &mut op));
+        let mut op = access(offset, width, 7);
+        r.errno(what, Errno::EPERM, with(nr::XENOLITH_OP, xenolith::PCI_WRITE, &mut op));
+    }
+    for bdf in [0, 0xF8, 0xFFFF, u32::MAX] {
+        let mut op = xenolith::PciAccess { bdf, ..access(0x10, 4, 0) };
+        r.errno("a function nobody was given", Errno::ENODEV, with(nr::XENOLITH_OP, xenolith::PCI_WRITE, &mut op));
+    }
+    for irq in [23, 3] {
+        let mut bind = evtchn::BindPirq { pirq: irq, flags: 0, port: EvtchnPort(0) };
+        r.errno("PIRQ", Errno::EPERM, with(nr::EVENT_CHANNEL_OP, evtchn::BIND_PIRQ, &mut bind));
+        let mut eoi = physdev::Eoi { irq };
+        r.errno("end of interrupt", Errno::EPERM, with(nr::PHYSDEV_OP, physdev::EOI, &mut eoi));
+        let mut query = physdev::IrqStatusQuery { irq, flags: 0 };
+        r.errno("interrupt's status", Errno::EPERM, with(nr::PHYSDEV_OP, physdev::IRQ_STATUS_QUERY, &mut query));
+    }
 }

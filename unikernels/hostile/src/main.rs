@@ -2,7 +2,8 @@
 //! beside a neighbour whose traffic must go on.
 //!
 //! Key `abuse`: comma-separated kinds (default: all that a refusal answers): `numbers`, `pointers`, `counts`, `ports`, `grants`,
-//! `physmap`, `vcpu`, `control`, `spam`), `store` (only by name: the store's quotas and a lying ring); and those that end this domain, named one at a time: `foreign-memory`, `msr`,
+//! `physmap`, `vcpu`, `control`, `spam`), and only by name: `store` (the store's quotas and a lying ring), `device` (where another
+//! domain owns 00:03.0 on GSI 23); and those that end this domain, named one at a time: `foreign-memory`, `msr`,
 //! `vmrun`, `triple-fault`, `page-tables`, `halt`. Key `spam-calls`: how many (default 20000).
 //!
 //! Prints `hostile: KIND WHAT: refused with ERRNO` for each, `hostile: KIND WHAT: WRONG …` where the answer was not the
@@ -47,9 +48,11 @@ fn run() {
             commit(&mut report);
         }
     }
-    if has("store") {
-        report.begin("store");
-        store::store(&mut report);
+    for (kind, commit) in [("store", store::store as fn(&mut Report)), ("device", abuses::device)] {
+        if has(kind) {
+            report.begin(kind);
+            commit(&mut report);
+        }
     }
     log::info!("hostile: {} refused as documented, {} wrong", report.right, report.wrong);
     // A fatal one is committed once: the new instance that a supervisor may make stays harmless.

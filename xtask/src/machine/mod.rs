@@ -44,6 +44,9 @@ pub struct Lacks {
     /// The IOMMU.
     #[serde(default)]
     pub iommu: bool,
+    /// The NICs.
+    #[serde(default)]
+    pub nics: bool,
 }
 
 /// A machine that runs; it ends when this is dropped.

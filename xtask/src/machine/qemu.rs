@@ -43,7 +43,7 @@ pub fn arguments(
         put(&["-device", "amd-iommu,intremap=on,pt=off", "-trace", FAULT]);
     }
     put(&["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
-    for (i, nic) in machine.nics.iter().enumerate() {
+    for (i, nic) in machine.nics.iter().enumerate().filter(|_| !lacks.nics) {
         let path = net(folder, i);
         put(&["-netdev", &format!("stream,id=n{i},server=off,addr.type=unix,addr.path={}", path.display())]);
         let address = nic.address.0 >> 3 & 31;
@@ -166,7 +166,7 @@ mod tests {
             arguments(&system.machine, lacks, false, Path::new("/k"), Path::new("/b"), Path::new("/run")).join(" ")
         };
         let line = arguments(&Lacks::default());
-        let bare = arguments(&Lacks { features: vec!["npt".into()], iommu: true });
+        let bare = arguments(&Lacks { features: vec!["npt".into()], iommu: true, ..Lacks::default() });
         assert!(bare.contains(",+npt,-npt ") && !bare.contains("amd-iommu"), "{bare}");
         for part in [
             "-machine q35 -accel tcg,thread=multi -cpu EPYC,+svm,+npt -smp 2 -m 64M",
