@@ -6,6 +6,8 @@
 //! page is only touched by one CPU at a time and is plain memory here. The list of mutations that only a memory model
 //! can show is in `tests/mutations.rs`; `libxenrt/ring` has the others.
 
+#![forbid(unsafe_code)]
+
 use abi::{DomId, GrantRef, PAGE_SIZE};
 use loom::sync::Notify;
 use loom::sync::atomic::{AtomicU32, Ordering, fence};

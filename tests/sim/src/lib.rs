@@ -7,6 +7,7 @@
 //! [`scenario`] puts them together, runs them in an order that a seed chooses, restarts the driver domain when it dies,
 //! and says what must hold: each slot answered exactly once, no byte of one domain in another's hands, neighbours of a
 //! misbehaving peer served, and an end to all work.
+#![forbid(unsafe_code)]
 
 pub mod guest;
 pub mod nic;

@@ -17,13 +17,15 @@ const LONG: usize = 500;
 const TOO_LONG: usize = 800;
 
 /// Folders and files that may hold `unsafe`; everything else is pure.
-const UNSAFE_ROOMS: [&str; 8] = [
+const UNSAFE_ROOMS: [&str; 9] = [
     "hypervisor/src/",
     "hypervisor/svm/",
     "hypervisor/amdvi/",
     "libxenrt/src/",
     // Commits the offences a guest can commit, on purpose.
     "unikernels/hostile/src/",
+    // Issues grant copies, which libxenrt cannot bound to packet memory for it.
+    "unikernels/netback-e1000/src/domain.rs",
     // Reads back what hermit-entry's loader wrote into uninitialised memory.
     "xtask/src/image/elf.rs",
     // Its tests look at the bytes of hermit-entry's boot information.
@@ -59,7 +61,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         faults.extend(unsafe_faults(source));
         faults.extend(size_fault(source));
     }
-    println!("unsafe: {unsafe_count} places, all in the rooms that may hold it: {}", faults.is_empty());
+    println!("unsafe: {unsafe_count} places");
     let edges = directions::check()?;
     println!("dependencies: {} between our packages", edges.count);
     faults.extend(edges.faults);
