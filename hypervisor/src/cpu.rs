@@ -10,23 +10,24 @@ use x86_64::registers::model_specific::GsBase;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
 use x86_64::structures::tss::TaskStateSegment;
 
-/// Interrupt stacks: double fault, NMI, machine check.
-pub const IST_DOUBLE_FAULT: u16 = 0;
-/// NMI.
-pub const IST_NMI: u16 = 1;
-/// Machine check.
-pub const IST_MACHINE_CHECK: u16 = 2;
+/// Vectors with a stack of their own: NMI, double fault, machine check.
+const OWN_STACK: [usize; 3] = [2, 8, 18];
+
+/// The interrupt stack of a vector, counted from 1; 0 = the present one.
+pub fn interrupt_stack(vector: usize) -> u8 {
+    OWN_STACK.iter().position(|&v| v == vector).map_or(0, |n| n as u8 + 1)
+}
 const IST_LEN: usize = 8192;
 
 /// Gives this CPU its tables and its [`PerCpu`]. Every CPU calls it once, before anything that may fault.
 pub fn init(cpu: &'static PerCpu) {
     let mut tss = Box::new(TaskStateSegment::new());
-    for ist in [IST_DOUBLE_FAULT, IST_NMI, IST_MACHINE_CHECK] {
+    for ist in 0..OWN_STACK.len() {
         let stack: &'static mut [u8] = Box::leak(alloc::vec![0; IST_LEN].into_boxed_slice());
         let top = core::ptr::from_mut(stack).addr() + IST_LEN;
         // The structure is packed: copied out, changed, written back.
         let mut table = tss.interrupt_stack_table;
-        if let Some(slot) = table.get_mut(usize::from(ist)) {
+        if let Some(slot) = table.get_mut(ist) {
             *slot = VirtAddr::new_truncate(top as u64 & !15);
         }
         tss.interrupt_stack_table = table;

@@ -10,7 +10,7 @@ use crate::percpu;
 use crate::shared_frame::SharedFrame;
 use crate::vcpu::Vcpu;
 use crate::{device, events, grants, image, lifecycle, permissions, smp};
-use abi::bundle::{self, Bundle, BundleError};
+use abi::bundle::{self, Bundle};
 use abi::shared::shared_info::LEGACY_MAX_VCPUS;
 use abi::{hvm, xenolith};
 use alloc::boxed::Box;
@@ -36,27 +36,6 @@ pub fn bytes(module: Region) -> &'static [u8] {
     unsafe { core::slice::from_raw_parts(start, module.len() as usize) }
 }
 
-/// What a bundle's defect is called.
-fn describe(e: BundleError) -> String {
-    use alloc::format;
-    match e {
-        BundleError::Truncated { have, need } => format!("it is truncated: {have} bytes of {need}"),
-        BundleError::BadMagic => "it is no Xenolith bundle".into(),
-        BundleError::BadVersion(v) => format!("its format version {v} is not {}", bundle::VERSION),
-        BundleError::TablesCrc { stored, computed } => {
-            format!("its tables are damaged: checksum {computed:#010x}, {stored:#010x} expected")
-        }
-        BundleError::SegmentCrc { segment, stored, computed } => {
-            format!("image segment {segment} is damaged: checksum {computed:#010x}, {stored:#010x} expected")
-        }
-        BundleError::BadSegment(n) => format!("image segment {n} lies outside of the bundle or of its domain's memory"),
-        BundleError::BadDomain(id) => format!("the record of domain {id} is contradictory"),
-        BundleError::DeviceTwice(bdf) => {
-            format!("device {:02x}:{:02x}.{} is given to two domains", bdf >> 8, bdf >> 3 & 31, bdf & 7)
-        }
-    }
-}
-
 /// Reads the bundle.
 ///
 /// # Errors
@@ -66,7 +45,7 @@ pub fn parse(module: Option<Region>) -> Result<Bundle<'static>, String> {
     if module.end > 1 << 32 || module.len() < size_of::<bundle::Header>() as u64 {
         return Err(alloc::format!("bad system bundle: {} bytes at {:#x}", module.len(), module.start));
     }
-    let bundle = Bundle::parse(bytes(module)).map_err(|e| alloc::format!("bad system bundle: {}", describe(e)))?;
+    let bundle = Bundle::parse(bytes(module)).map_err(|e| alloc::format!("bad system bundle: {e}"))?;
     match bundle.domains().first() {
         Some(d) if d.domid == abi::DomId::CONTROL => {}
         _ => return Err("bad system bundle: there is no control domain (domain 0)".into()),

@@ -1,10 +1,10 @@
-//! Physical memory: the direct map, the frame table, string-instruction copies.
+//! Physical memory: the direct map, the frame table, copies.
 //!
 //! Who owns a frame and who has pinned it is `hv_core`'s frame table, which is also the allocator. Domains ask for 2 MiB
 //! runs below 4 GiB first: fewer page-table levels, and the emulated NIC is slow above that line.
 
 use abi::PAGE_SIZE;
-use core::arch::asm;
+use core::arch::global_asm;
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use hv_core::Mfn;
 use hv_core::frames::{Frame, FrameTable, Owner};
@@ -21,77 +21,33 @@ pub fn direct(phys: u64) -> *mut u8 {
     core::ptr::with_exposed_provenance_mut(DIRECT_MAP.wrapping_add(phys) as usize)
 }
 
-/// Bytes the copy and zero loops move at a time.
+/// Bytes that [`refresh_bytes`] compares at a time.
 pub const BLOCK: usize = 64;
 
-/// Copies bytes, whoever else touches them meanwhile. Blocks of plain moves, then `rep movsb`: an emulator takes an order of
-/// magnitude longer for each step of a string instruction than for a move, and a processor about the same for both.
+global_asm!(include_str!("memory.s"));
+unsafe extern "C" {
+    fn mem_copy(to: *mut u8, from: *const u8, len: usize);
+    fn mem_zero(to: *mut u8, len: usize);
+    fn mem_refresh(to: *mut u8, from: *const u8, blocks: usize);
+}
+
+/// Copies bytes, whoever else touches them meanwhile: no compiler assumes anything about them.
 ///
 /// # Safety
 /// `len` bytes at both pointers are mapped; the target may be written.
 pub unsafe fn copy_bytes(to: *mut u8, from: *const u8, len: usize) {
-    // SAFETY: by this function's contract; the direction flag is clear in all Rust code.
-    unsafe {
-        asm!(
-            "test {blocks}, {blocks}",
-            "jz 3f",
-            "2:",
-            "mov rax, [rsi]; mov r8, [rsi + 8]; mov r9, [rsi + 16]; mov r10, [rsi + 24]",
-            "mov [rdi], rax; mov [rdi + 8], r8; mov [rdi + 16], r9; mov [rdi + 24], r10",
-            "mov rax, [rsi + 32]; mov r8, [rsi + 40]; mov r9, [rsi + 48]; mov r10, [rsi + 56]",
-            "mov [rdi + 32], rax; mov [rdi + 40], r8; mov [rdi + 48], r9; mov [rdi + 56], r10",
-            "add rsi, 64",
-            "add rdi, 64",
-            "dec {blocks}",
-            "jnz 2b",
-            "3:",
-            "rep movsb",
-            blocks = inout(reg) len / BLOCK => _,
-            inout("rcx") len % BLOCK => _,
-            inout("rdi") to => _,
-            inout("rsi") from => _,
-            out("rax") _, out("r8") _, out("r9") _, out("r10") _,
-            options(nostack)
-        );
-    }
+    // SAFETY: by this function's contract.
+    unsafe { mem_copy(to, from, len) };
 }
 
-/// Makes `len` bytes (a multiple of [`BLOCK`]) equal to others, writing only blocks that differ. The code of an image hardly ever does;
-/// an emulator drops what it has translated of a page that is written, one store at a time, and a processor saves the write-back.
+/// Makes `len` bytes (a multiple of [`BLOCK`]) equal to others, writing only blocks that differ. The code of an image hardly ever
+/// does; an emulator drops what it has translated of a page that is written, one store at a time, and a processor saves the write.
 ///
 /// # Safety
 /// As [`copy_bytes`].
 pub unsafe fn refresh_bytes(to: *mut u8, from: *const u8, len: usize) {
-    // SAFETY: by this function's contract; the direction flag is clear in all Rust code.
-    unsafe {
-        asm!(
-            "test {blocks}, {blocks}",
-            "jz 4f",
-            "2:",
-            "mov rax, [rsi]; mov r8, [rsi + 8]; mov r9, [rsi + 16]; mov r10, [rsi + 24]",
-            "xor rax, [rdi]; xor r8, [rdi + 8]; xor r9, [rdi + 16]; xor r10, [rdi + 24]",
-            "or rax, r8; or r9, r10; or rax, r9",
-            "mov r8, [rsi + 32]; mov r9, [rsi + 40]; mov r10, [rsi + 48]; mov r11, [rsi + 56]",
-            "xor r8, [rdi + 32]; xor r9, [rdi + 40]; xor r10, [rdi + 48]; xor r11, [rdi + 56]",
-            "or rax, r8; or r9, r10; or rax, r11; or rax, r9",
-            "jz 3f",
-            "mov rax, [rsi]; mov r8, [rsi + 8]; mov r9, [rsi + 16]; mov r10, [rsi + 24]",
-            "mov [rdi], rax; mov [rdi + 8], r8; mov [rdi + 16], r9; mov [rdi + 24], r10",
-            "mov rax, [rsi + 32]; mov r8, [rsi + 40]; mov r9, [rsi + 48]; mov r10, [rsi + 56]",
-            "mov [rdi + 32], rax; mov [rdi + 40], r8; mov [rdi + 48], r9; mov [rdi + 56], r10",
-            "3:",
-            "add rsi, 64",
-            "add rdi, 64",
-            "dec {blocks}",
-            "jnz 2b",
-            "4:",
-            blocks = inout(reg) len / BLOCK => _,
-            inout("rdi") to => _,
-            inout("rsi") from => _,
-            out("rax") _, out("r8") _, out("r9") _, out("r10") _, out("r11") _,
-            options(nostack)
-        );
-    }
+    // SAFETY: by this function's contract.
+    unsafe { mem_refresh(to, from, len / BLOCK) };
 }
 
 /// Clears bytes, as [`copy_bytes`] copies them.
@@ -99,26 +55,8 @@ pub unsafe fn refresh_bytes(to: *mut u8, from: *const u8, len: usize) {
 /// # Safety
 /// `len` bytes at `to` are mapped and may be written.
 pub unsafe fn zero_bytes(to: *mut u8, len: usize) {
-    // SAFETY: by this function's contract; the direction flag is clear in all Rust code.
-    unsafe {
-        asm!(
-            "test {blocks}, {blocks}",
-            "jz 3f",
-            "2:",
-            "mov [rdi], rax; mov [rdi + 8], rax; mov [rdi + 16], rax; mov [rdi + 24], rax",
-            "mov [rdi + 32], rax; mov [rdi + 40], rax; mov [rdi + 48], rax; mov [rdi + 56], rax",
-            "add rdi, 64",
-            "dec {blocks}",
-            "jnz 2b",
-            "3:",
-            "rep stosb",
-            blocks = inout(reg) len / BLOCK => _,
-            inout("rcx") len % BLOCK => _,
-            inout("rdi") to => _,
-            in("rax") 0u64,
-            options(nostack)
-        );
-    }
+    // SAFETY: by this function's contract.
+    unsafe { mem_zero(to, len) };
 }
 
 static FRAMES: Once<Mutex<FrameTable<'static>>> = Once::new();

@@ -2,24 +2,14 @@
 
 use crate::mem::{self, ANYWHERE};
 use abi::{PAGE_SIZE, bundle};
+use core::ops::RangeInclusive;
 use hv_core::Mfn;
 use hv_core::frames::Owner;
 use hv_svm::{IOPM_FRAMES, MSRPM_FRAMES, msr_bit, port_bit};
 use spin::Once;
 
 /// MSRs that the VMCB switches and that reach nothing else: guests use them directly. SYSENTER; SYSCALL; FS, GS, KernelGS base.
-const PASS: [u32; 10] = [
-    0x174,
-    0x175,
-    0x176,
-    0xc000_0081,
-    0xc000_0082,
-    0xc000_0083,
-    0xc000_0084,
-    0xc000_0100,
-    0xc000_0101,
-    0xc000_0102,
-];
+const PASS: [RangeInclusive<u32>; 3] = [0x174..=0x176, 0xc000_0081..=0xc000_0084, 0xc000_0100..=0xc000_0102];
 
 static MSRPM: Once<Option<Mfn>> = Once::new();
 static IOPM_NONE: Once<Option<Mfn>> = Once::new();
@@ -48,7 +38,7 @@ fn allow(map: Mfn, (byte, bits): (usize, u8)) {
 pub fn msrpm() -> Mfn {
     let map = MSRPM.call_once(|| {
         let map = all_denied(MSRPM_FRAMES)?;
-        PASS.iter().filter_map(|&msr| msr_bit(msr)).for_each(|bit| allow(map, bit));
+        PASS.into_iter().flatten().filter_map(msr_bit).for_each(|bit| allow(map, bit));
         Some(map)
     });
     match map {

@@ -83,7 +83,8 @@ fn take_over(info: &BootInfo, tsc: u64, boot_cpu: &'static PerCpu) -> Result<(),
     }
     apic::map(platform.lapic_addr).map_err(|_| "no memory for the APIC's page table")?;
     apic::init();
-    time::init(time::measure_tsc_khz(platform.pm_timer), tsc);
+    let tsc_khz = platform.pm_timer.and_then(time::measure_tsc_khz).ok_or("no ACPI PM timer to measure the clock by")?;
+    time::init(tsc_khz, tsc);
     apic::calibrate();
     pci::init(platform);
     ioapic::init(&platform.ioapics);

@@ -51,17 +51,11 @@ pub fn init(tsc_khz: u64, base: u64) {
 const PM_HZ: u64 = 3_579_545;
 /// Its ticks in the 20 ms that are measured.
 const PM_TICKS: u32 = 71_591;
-/// The same in ticks of the 8254 (1.193182 MHz).
-const PIT_TICKS: u16 = 23_864;
 /// Readings of which the quickest counts: a virtual CPU may be held up between its two halves.
 const TRIES: u32 = 8;
 /// TSC ticks after which a timer that does not move is given up.
 const GIVE_UP: u64 = 10_000_000_000;
 
-/// Frequency of the TSC, measured against the ACPI PM timer, or the 8254 where there is none.
-pub fn measure_tsc_khz(pm: Option<PmTimer>) -> u64 {
-    pm.and_then(against_pm).unwrap_or_else(against_pit).max(1)
-}
 
 /// A reading of another clock and the TSC in the middle of it: the quickest of some.
 pub fn reading<T>(mut read: impl FnMut() -> T) -> (T, u64) {
@@ -81,7 +75,8 @@ pub fn reading<T>(mut read: impl FnMut() -> T) -> (T, u64) {
     (best.1, best.2)
 }
 
-fn against_pm(pm: PmTimer) -> Option<u64> {
+/// Frequency of the TSC in kHz, measured against the ACPI PM timer; `None` if that stands still.
+pub fn measure_tsc_khz(pm: PmTimer) -> Option<u64> {
     let mut port: Port<u32> = Port::new(pm.port);
     // SAFETY: the FADT says that the timer is there; reading it has no effect.
     let mut read = || unsafe { port.read() } & 0x00ff_ffff;
@@ -94,32 +89,6 @@ fn against_pm(pm: PmTimer) -> Option<u64> {
     let (last, end) = reading(&mut read);
     let ticks = u64::from(last.wrapping_sub(first) & 0x00ff_ffff).max(1);
     Some((end - start) * PM_HZ / ticks / 1000)
-}
-
-/// The time is 20 ms, so that ticks / 20 are kHz.
-fn against_pit() -> u64 {
-    let (mut gate, mut command, mut data): (Port<u8>, Port<u8>, Port<u8>) =
-        (Port::new(0x61), Port::new(0x43), Port::new(0x42));
-    let [low, high] = PIT_TICKS.to_le_bytes();
-    // SAFETY: channel 2 drives the speaker only; gate on, speaker off.
-    let held = unsafe { gate.read() } & 0xfd | 1;
-    // SAFETY: as above.
-    unsafe { gate.write(held) };
-    // SAFETY: as above; mode 0, two bytes.
-    unsafe { command.write(0xb0) };
-    // SAFETY: as above.
-    unsafe { data.write(low) };
-    // SAFETY: as above; this starts the count.
-    unsafe { data.write(high) };
-    let start = tsc();
-    loop {
-        // SAFETY: reading the output's state.
-        let done = unsafe { gate.read() } & 0x20 != 0;
-        let ticks = tsc() - start;
-        if done || ticks > GIVE_UP {
-            return ticks / 20;
-        }
-    }
 }
 
 /// The scale set by [`init`].

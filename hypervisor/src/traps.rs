@@ -5,7 +5,8 @@ use crate::{apic, cpu, deadlines, irq, panic, percpu, power};
 use core::arch::global_asm;
 use spin::LazyLock;
 use x86_64::VirtAddr;
-use x86_64::structures::idt::InterruptDescriptorTable;
+use x86_64::instructions::tables::lidt;
+use x86_64::structures::DescriptorTablePointer;
 
 /// What the stubs push, lowest address first.
 #[derive(Debug)]
@@ -22,38 +23,7 @@ struct Frame {
     ss: u64,
 }
 
-// 256 stubs of 16 bytes. Vectors 8, 10-14, 17, 21, 29, 30 come with an error code; the others push a zero in its place.
-global_asm!(
-    ".text",
-    ".balign 16",
-    ".global trap_stubs",
-    "trap_stubs:",
-    ".set vector, 0",
-    ".rept 256",
-    ".balign 16",
-    ".if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30)",
-    "push 0",
-    ".endif",
-    "push vector",
-    "jmp trap_common",
-    ".set vector, vector + 1",
-    ".endr",
-    ".balign 16",
-    "trap_common:",
-    "push rax; push rbx; push rcx; push rdx; push rsi; push rdi; push rbp",
-    "push r8; push r9; push r10; push r11; push r12; push r13; push r14; push r15",
-    "cld",
-    "mov rdi, rsp",
-    "mov rbp, rsp",
-    "and rsp, -16",
-    "call {handler}",
-    "mov rsp, rbp",
-    "pop r15; pop r14; pop r13; pop r12; pop r11; pop r10; pop r9; pop r8",
-    "pop rbp; pop rdi; pop rsi; pop rdx; pop rcx; pop rbx; pop rax",
-    "add rsp, 16",
-    "iretq",
-    handler = sym handle,
-);
+global_asm!(include_str!("traps.s"), handler = sym handle);
 
 unsafe extern "C" {
     static trap_stubs: u8;
@@ -61,50 +31,23 @@ unsafe extern "C" {
 
 const NMI: u64 = 2;
 
-static IDT: LazyLock<InterruptDescriptorTable> = LazyLock::new(|| {
-    let mut idt = InterruptDescriptorTable::new();
+/// 64-bit interrupt gates (APM 2, 8.2): to the vector's stub, IF cleared, on a stack of its own where the present one may be bad.
+static IDT: LazyLock<[u128; 256]> = LazyLock::new(|| {
     // SAFETY: a symbol of the asm above; only its address is used.
     let base = core::ptr::from_ref(unsafe { &trap_stubs }).addr() as u64;
-    let stub = |vector: u8| VirtAddr::new_truncate(base + u64::from(vector) * 16);
-    macro_rules! set {
-        ($field:expr, $vector:expr) => {
-            // SAFETY: the stub saves everything and ends with IRETQ, and knows whether its vector has an error code.
-            unsafe { $field.set_handler_addr(stub($vector)) }
-        };
-    }
-    set!(idt.divide_error, 0);
-    set!(idt.debug, 1);
-    let nmi = set!(idt.non_maskable_interrupt, 2);
-    // SAFETY: the TSS of every CPU has this stack.
-    unsafe { nmi.set_stack_index(cpu::IST_NMI) };
-    set!(idt.breakpoint, 3);
-    set!(idt.overflow, 4);
-    set!(idt.bound_range_exceeded, 5);
-    set!(idt.invalid_opcode, 6);
-    set!(idt.device_not_available, 7);
-    let double = set!(idt.double_fault, 8);
-    // SAFETY: as above.
-    unsafe { double.set_stack_index(cpu::IST_DOUBLE_FAULT) };
-    set!(idt.invalid_tss, 10);
-    set!(idt.segment_not_present, 11);
-    set!(idt.stack_segment_fault, 12);
-    set!(idt.general_protection_fault, 13);
-    set!(idt.page_fault, 14);
-    set!(idt.x87_floating_point, 16);
-    set!(idt.alignment_check, 17);
-    let check = set!(idt.machine_check, 18);
-    // SAFETY: as above.
-    unsafe { check.set_stack_index(cpu::IST_MACHINE_CHECK) };
-    set!(idt.simd_floating_point, 19);
-    for vector in 32..=255u8 {
-        set!(idt[vector], vector);
-    }
-    idt
+    core::array::from_fn(|vector| {
+        let stub = base + vector as u64 * 16;
+        let stack = u64::from(cpu::interrupt_stack(vector));
+        let low = (stub & 0xffff) | 8 << 16 | stack << 32 | 0x8e00 << 32 | (stub >> 16 & 0xffff) << 48;
+        u128::from(low) | u128::from(stub >> 32) << 64
+    })
 });
 
 /// Loads the table on this CPU.
 pub fn load() {
-    IDT.load();
+    let pointer = DescriptorTablePointer { limit: 4095, base: VirtAddr::from_ptr(&raw const *IDT) };
+    // SAFETY: a whole table that lives for ever; the stubs save everything and end with IRETQ, and the TSS has the stacks.
+    unsafe { lidt(&pointer) };
 }
 
 extern "C" fn handle(frame: &Frame) {
@@ -112,21 +55,15 @@ extern "C" fn handle(frame: &Frame) {
         NMI if panic::in_progress() => power::halt(),
         0..32 => exception(frame),
         vector => {
-            let vector = vector as u8;
-            match vector {
-                // The run loop looks at its queue and its deadlines after every window.
-                apic::TIMER_VECTOR => {
-                    deadlines::fired(percpu::this());
-                    apic::eoi();
-                }
-                apic::KICK_VECTOR => apic::eoi(),
+            match vector as u8 {
                 // A spurious interrupt gets no EOI.
-                apic::SPURIOUS_VECTOR => {}
-                _ => {
-                    irq::handle(vector);
-                    apic::eoi();
-                }
+                apic::SPURIOUS_VECTOR => return,
+                // The run loop looks at its queue and its deadlines after every window.
+                apic::TIMER_VECTOR => deadlines::fired(percpu::this()),
+                apic::KICK_VECTOR => {}
+                device => irq::handle(device),
             }
+            apic::eoi();
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Multiboot2 information (specification 2.0, 3.6).
 
 use super::info::{BootInfo, Region, peek};
-use zerocopy::FromBytes;
 
 /// EAX at entry.
 pub(super) const MAGIC: u32 = 0x36d7_6289;
@@ -13,33 +12,6 @@ const TAG_RSDP_V1: u32 = 14;
 const TAG_RSDP_V2: u32 = 15;
 const MEMORY_AVAILABLE: u32 = 1;
 
-#[derive(Clone, Copy, FromBytes)]
-#[repr(C)]
-struct Tag {
-    kind: u32,
-    size: u32,
-}
-#[derive(Clone, Copy, FromBytes)]
-#[repr(C)]
-struct Module {
-    start: u32,
-    end: u32,
-}
-#[derive(Clone, Copy, FromBytes)]
-#[repr(C)]
-struct MapHeader {
-    entry_size: u32,
-    version: u32,
-}
-#[derive(Clone, Copy, FromBytes)]
-#[repr(C)]
-struct MapEntry {
-    addr: u64,
-    len: u64,
-    kind: u32,
-    reserved: u32,
-}
-
 pub(super) fn read(addr: u64) -> Result<BootInfo, &'static str> {
     const SHORT: &str = "Multiboot2 information is truncated";
     let total: u32 = peek(addr).ok_or(SHORT)?;
@@ -47,25 +19,24 @@ pub(super) fn read(addr: u64) -> Result<BootInfo, &'static str> {
     let mut info = BootInfo { keep: Some(Region::new(addr, u64::from(total))), ..BootInfo::default() };
     let mut at = addr + 8;
     while at + 8 <= end {
-        let tag: Tag = peek(at).ok_or(SHORT)?;
-        let (body, size) = (at + 8, u64::from(tag.size));
+        let [kind, size]: [u32; 2] = peek(at).ok_or(SHORT)?;
+        let (body, size) = (at + 8, u64::from(size));
         if size < 8 || at + size > end {
             return Err(SHORT);
         }
-        match tag.kind {
+        match kind {
             TAG_END => break,
             TAG_MODULE if info.module.is_none() => {
-                let m: Module = peek(body).ok_or(SHORT)?;
-                info.module = Some(Region { start: u64::from(m.start), end: u64::from(m.end) });
+                let [start, end] = peek::<[u32; 2]>(body).ok_or(SHORT)?.map(u64::from);
+                info.module = Some(Region { start, end });
             }
             TAG_MEMORY_MAP => {
-                let header: MapHeader = peek(body).ok_or(SHORT)?;
-                let step = u64::from(header.entry_size).max(size_of::<MapEntry>() as u64);
+                let step = u64::from(peek::<u32>(body).ok_or(SHORT)?).max(24);
                 let mut entry_at = body + 8;
                 while entry_at + step <= at + size {
-                    let entry: MapEntry = peek(entry_at).ok_or(SHORT)?;
-                    if entry.kind == MEMORY_AVAILABLE {
-                        info.add_ram(entry.addr, entry.len);
+                    let [addr, len, kind]: [u64; 3] = peek(entry_at).ok_or(SHORT)?;
+                    if kind as u32 == MEMORY_AVAILABLE {
+                        info.add_ram(addr, len);
                     }
                     entry_at += step;
                 }

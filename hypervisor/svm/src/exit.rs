@@ -61,13 +61,6 @@ pub enum Exit {
     Unknown(u64),
 }
 
-/// Bytes of CPUID, RDMSR, WRMSR, INVD, WBINVD, RDPMC.
-pub const LEN_TWO: u64 = 2;
-/// Bytes of HLT.
-pub const LEN_HLT: u64 = 1;
-/// Bytes of VMMCALL.
-pub const LEN_VMMCALL: u64 = 3;
-
 impl Exit {
     /// Decodes EXITCODE and its companions.
     pub const fn decode(c: &Control) -> Self {
@@ -101,9 +94,9 @@ impl Exit {
     /// Bytes of the instruction that exited, 0 where RIP stays or EXITINFO2 has the next one.
     pub const fn instruction_len(&self) -> u64 {
         match self {
-            Self::Cpuid | Self::Msr(_) | Self::CacheFlush | Self::Rdpmc => LEN_TWO,
-            Self::Hlt => LEN_HLT,
-            Self::Vmmcall => LEN_VMMCALL,
+            Self::Cpuid | Self::Msr(_) | Self::CacheFlush | Self::Rdpmc => 2,
+            Self::Hlt => 1,
+            Self::Vmmcall => 3,
             _ => 0,
         }
     }

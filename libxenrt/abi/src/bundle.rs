@@ -194,6 +194,29 @@ pub enum BundleError {
     DeviceTwice(u16),
 }
 
+impl core::fmt::Display for BundleError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match *self {
+            Self::Truncated { have, need } => write!(f, "it is truncated: {have} bytes of {need}"),
+            Self::BadMagic => f.write_str("it is no Xenolith bundle"),
+            Self::BadVersion(v) => write!(f, "its format version {v} is not {VERSION}"),
+            Self::TablesCrc { stored, computed } => {
+                write!(f, "its tables are damaged: checksum {computed:#010x}, {stored:#010x} expected")
+            }
+            Self::SegmentCrc { segment, stored, computed } => {
+                write!(f, "image segment {segment} is damaged: checksum {computed:#010x}, {stored:#010x} expected")
+            }
+            Self::BadSegment(n) => {
+                write!(f, "image segment {n} lies outside of the bundle or of its domain's memory")
+            }
+            Self::BadDomain(id) => write!(f, "the record of domain {id} is contradictory"),
+            Self::DeviceTwice(bdf) => {
+                write!(f, "device {:02x}:{:02x}.{} is given to two domains", bdf >> 8, bdf >> 3 & 31, bdf & 7)
+            }
+        }
+    }
+}
+
 /// A checked bundle. All records lie inside `bytes`, all checksums hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Bundle<'a> {
