@@ -76,22 +76,7 @@ impl Context {
         let vmcb = self.vmcb();
         let c = &mut vmcb.control;
         c.intercept_exceptions = intercept::EXCEPTIONS;
-        c.intercepts = [
-            intercept::INTR
-                | intercept::NMI
-                | intercept::INIT
-                | intercept::RDPMC
-                | intercept::CPUID
-                | intercept::RSM
-                | intercept::INVD
-                | intercept::HLT
-                | intercept::INVLPGA
-                | intercept::IOIO
-                | intercept::MSR
-                | intercept::TASK_SWITCH
-                | intercept::SHUTDOWN,
-            intercept::SVM | intercept::WBINVD | intercept::MONITOR | intercept::MWAIT | intercept::XSETBV,
-        ];
+        c.intercepts = [intercept::FIRST, intercept::SECOND];
         c.iopm_base_pa = domain.iopm.addr();
         c.msrpm_base_pa = permissions::msrpm().addr();
         c.v_intr = v_intr::V_INTR_MASKING;

@@ -8,6 +8,7 @@ use crate::vcpu::Vcpu;
 use abi::cpuid::{BASE, HVM_DOMID_PRESENT, HVM_VCPU_ID_PRESENT, HYPERCALL_MSR, MAX_LEAF, SIGNATURE};
 use abi::version::ABI_VERSION;
 use core::arch::x86_64::__cpuid_count;
+use hv_svm::bits;
 
 /// Leaf 1, ECX: MONITOR, VMX, SMX, EIST, TM2, FMA, PDCM, PCID, DCA, x2APIC, TSC deadline, XSAVE, OSXSAVE, AVX, F16C.
 const HIDDEN_1_ECX: u32 = bits(&[3, 5, 6, 7, 8, 12, 15, 17, 18, 21, 24, 26, 27, 28, 29]);
@@ -23,15 +24,6 @@ const HIDDEN_X1_ECX: u32 = bits(&[2, 3, 10, 11, 12, 13, 15, 16, 22, 23, 24, 26, 
 const HIDDEN_X1_EDX: u32 = bits(&[7, 12, 14, 27]);
 /// CR4.OSXSAVE is never set by a guest, so leaf 1 ECX bit 27 is 0 as well.
 const X1: u32 = 0x8000_0001;
-
-const fn bits(list: &[u32]) -> u32 {
-    let (mut value, mut rest) = (0, list);
-    while let [bit, tail @ ..] = rest {
-        value |= 1 << *bit;
-        rest = tail;
-    }
-    value
-}
 
 /// EAX, EBX, ECX, EDX of a leaf.
 fn leaf(domain: &Domain, vcpu: &Vcpu, eax: u32, ecx: u32) -> [u32; 4] {

@@ -42,10 +42,9 @@ pub fn handle(domain: &Arc<Domain>, vcpu: &Arc<Vcpu>, context: &mut Context, exi
     match exit {
         Exit::Vmmcall => return vmmcall(domain, vcpu, context, rip),
         Exit::Interrupt => run::interrupt_window(),
-        // Reported again as soon as the global interrupt flag opens, to the hypervisor's own handler.
-        Exit::Nmi | Exit::Init => {}
-        // The run loop injects before the next entry.
-        Exit::InterruptWindow => {}
+        // The first two are reported again as soon as the global interrupt flag opens, to the hypervisor's own handler; for the
+        // last the run loop injects before the next entry.
+        Exit::Nmi | Exit::Init | Exit::InterruptWindow => {}
         Exit::Hlt => {
             if context.vmcb().save.rflags & RFLAGS_IF == 0 {
                 stop(cause::HALT, 0, 0);

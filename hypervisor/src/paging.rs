@@ -6,7 +6,7 @@ use crate::mem::{self, DIRECT_MAP, Tables};
 use abi::PAGE_SIZE;
 use hv_core::{Gfn, Mfn};
 use hv_npt::{HostTree, MapError, Rights};
-use spin::Mutex;
+use spin::{Mutex, MutexGuard, Once};
 use x86_64::PhysAddr;
 use x86_64::registers::control::{Cr3, Cr3Flags};
 use x86_64::structures::paging::PhysFrame;
@@ -18,7 +18,11 @@ const STACKS: u64 = 0xFFFF_A000_0000_0000;
 /// Bytes of such a stack.
 pub const STACK_LEN: u64 = 64 * 1024;
 
-static TABLE: Mutex<Option<HostTree>> = Mutex::new(None);
+static TABLE: Once<Mutex<HostTree>> = Once::new();
+
+fn own_table() -> Result<MutexGuard<'static, HostTree>, MapError> {
+    TABLE.get().map(Mutex::lock).ok_or(MapError::NoMemory)
+}
 
 unsafe extern "C" {
     static image_start: u8;
@@ -68,12 +72,8 @@ fn build(ram_end: u64) -> Result<HostTree, MapError> {
 /// # Panics
 /// Without memory for it.
 pub fn init(ram_end: u64) {
-    let tree = match build(ram_end) {
-        Ok(tree) => tree,
-        Err(e) => panic!("no page table for the hypervisor: {e:?}"),
-    };
-    *TABLE.lock() = Some(tree);
-    activate(root());
+    let tree = build(ram_end).unwrap_or_else(|e| panic!("no page table for the hypervisor: {e:?}"));
+    activate(TABLE.call_once(|| Mutex::new(tree)).lock().root());
 }
 
 /// The table's root.
@@ -81,10 +81,7 @@ pub fn init(ram_end: u64) {
 /// # Panics
 /// Before [`init`].
 pub fn root() -> Mfn {
-    match TABLE.lock().as_ref() {
-        Some(tree) => tree.root(),
-        None => panic!("the hypervisor has no page table yet"),
-    }
+    own_table().unwrap_or_else(|_| panic!("the hypervisor has no page table yet")).root()
 }
 
 /// Switches this CPU to a table that maps what it runs on.
@@ -102,8 +99,7 @@ fn activate(root: Mfn) {
 pub fn map_mmio(phys: u64, len: u64) -> Result<*mut u8, MapError> {
     let first = Mfn::containing(phys);
     let pages = phys.saturating_add(len).div_ceil(PAGE_SIZE as u64).saturating_sub(first.0);
-    let mut table = TABLE.lock();
-    let tree = table.as_mut().ok_or(MapError::NoMemory)?;
+    let mut tree = own_table()?;
     let _ = tree.map(&mut Tables, page(DIRECT_MAP.wrapping_add(first.addr())), first, pages, Rights::MMIO)?;
     x86_64::instructions::tlb::flush_all();
     Ok(mem::direct(phys))
@@ -117,9 +113,7 @@ pub fn map_stack(cpu: u32) -> Result<u64, MapError> {
     let bottom = STACKS + (u64::from(cpu) * 2 + 1) * STACK_LEN;
     for at in (bottom..bottom + STACK_LEN).step_by(PAGE_SIZE) {
         let frame = mem::alloc_zeroed().ok_or(MapError::NoMemory)?;
-        let mut table = TABLE.lock();
-        let tree = table.as_mut().ok_or(MapError::NoMemory)?;
-        let _ = tree.map(&mut Tables, page(at), frame, 1, Rights::RW)?;
+        let _ = own_table()?.map(&mut Tables, page(at), frame, 1, Rights::RW)?;
     }
     Ok(bottom + STACK_LEN)
 }
@@ -129,8 +123,7 @@ pub fn map_stack(cpu: u32) -> Result<u64, MapError> {
 /// # Errors
 /// [`MapError`].
 pub fn identity(phys: u64, on: bool) -> Result<(), MapError> {
-    let mut table = TABLE.lock();
-    let tree = table.as_mut().ok_or(MapError::NoMemory)?;
+    let mut tree = own_table()?;
     let flush = if on {
         tree.map(&mut Tables, page(phys), Mfn::containing(phys), 1, Rights::READ | Rights::EXECUTE)?
     } else {

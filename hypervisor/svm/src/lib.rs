@@ -23,3 +23,13 @@ pub use enter::{GuestRegs, enter, save_host};
 pub use exit::{Exit, Io};
 pub use maps::{IOPM_FRAMES, MSRPM_FRAMES, msr_bit, port_bit};
 pub use vmcb::{Control, Event, Save, Segment, Vmcb, intercept, v_intr};
+
+/// A word with these bits set.
+pub const fn bits(list: &[u32]) -> u32 {
+    let (mut value, mut rest) = (0, list);
+    while let [bit, tail @ ..] = rest {
+        value |= 1 << *bit;
+        rest = tail;
+    }
+    value
+}

@@ -1,49 +1,17 @@
 //! The virtual machine control block (APM 2, appendix B), its fields by their names there.
 
-/// Bits of [`Control::intercepts`].
+/// What is intercepted, by the bit numbers of APM 2, appendix B.
 pub mod intercept {
-    /// First word: INTR.
-    pub const INTR: u32 = 1 << 0;
-    /// NMI.
-    pub const NMI: u32 = 1 << 1;
-    /// INIT.
-    pub const INIT: u32 = 1 << 3;
-    /// A virtual interrupt could be taken.
+    use crate::bits;
+
+    /// First word: a virtual interrupt could be taken. Only while one waits.
     pub const VINTR: u32 = 1 << 4;
-    /// RDPMC.
-    pub const RDPMC: u32 = 1 << 15;
-    /// CPUID.
-    pub const CPUID: u32 = 1 << 18;
-    /// RSM.
-    pub const RSM: u32 = 1 << 19;
-    /// INVD.
-    pub const INVD: u32 = 1 << 22;
-    /// HLT.
-    pub const HLT: u32 = 1 << 24;
-    /// INVLPGA.
-    pub const INVLPGA: u32 = 1 << 26;
-    /// IN, OUT by the I/O permission map.
-    pub const IOIO: u32 = 1 << 27;
-    /// RDMSR, WRMSR by the MSR permission map.
-    pub const MSR: u32 = 1 << 28;
-    /// Task switch.
-    pub const TASK_SWITCH: u32 = 1 << 29;
-    /// Shutdown.
-    pub const SHUTDOWN: u32 = 1 << 31;
-
-    /// Second word: VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT.
-    pub const SVM: u32 = 0x7f;
-    /// RDTSCP and ICEBP are left alone; WBINVD.
-    pub const WBINVD: u32 = 1 << 9;
-    /// MONITOR.
-    pub const MONITOR: u32 = 1 << 10;
-    /// MWAIT, armed or not.
-    pub const MWAIT: u32 = 3 << 11;
-    /// XSETBV.
-    pub const XSETBV: u32 = 1 << 13;
-
+    /// First word, always: INTR, NMI, INIT, RDPMC, CPUID, RSM, INVD, HLT, INVLPGA, I/O map, MSR map, task switch, shutdown.
+    pub const FIRST: u32 = bits(&[0, 1, 3, 15, 18, 19, 22, 24, 26, 27, 28, 29, 31]);
+    /// Second word: all seven SVM instructions, WBINVD, MONITOR, MWAIT armed or not, XSETBV.
+    pub const SECOND: u32 = bits(&[0, 1, 2, 3, 4, 5, 6, 9, 10, 11, 12, 13]);
     /// Exceptions: #DB and #AC (whose delivery can loop for ever inside the guest), #MC (which is the machine's).
-    pub const EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
+    pub const EXCEPTIONS: u32 = bits(&[1, 17, 18]);
 }
 
 /// Bits of [`Control::v_intr`].
