@@ -1,6 +1,7 @@
 //! One crash as it is seen from outside: ordered over the control line, its outage measured by probes on the wire.
 
 use super::Machine;
+use super::monitor::FRAME;
 use super::protocol::{Death, Phases};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -13,6 +14,10 @@ pub const KINDS: [&str; 7] = ["panic", "page-fault", "stack-overflow", "hang", "
 pub const PACE: Duration = Duration::from_millis(1);
 /// Longest wait for each step of a restart.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Where a driver domain points its device for the crash kind `dma` unless its configuration says otherwise: a frame it does
+/// not own, neither as a machine address nor as one of its own.
+const DMA_TARGET: u64 = 0x1000_0000;
 
 /// The cause the hypervisor must give for a way to crash.
 pub fn expected_causes(how: &str) -> &'static [&'static str] {
@@ -80,8 +85,9 @@ impl Machine {
         let events = self.control.event_count();
         let lines = self.console.len();
         let refused = self.qemu.refused().len();
+        let before = if how == "dma" { Some(self.frame(DMA_TARGET)?) } else { None };
         let from = Instant::now();
-        self.control.request(&json!({ "cmd": "crash", "dom": dom, "how": how, "count": count }))?;
+        self.ask(&json!({ "cmd": "crash", "dom": dom, "how": how, "count": count }))?;
         let event =
             |m: &Self, name: &str| m.control.event(events, Duration::ZERO, |e| e["event"] == name && e["dom"] == dom);
         let (died_at, died) = self.wait_for(&format!("death of `{dom}` by {how}"), PATIENCE, |m| event(m, "died"))?;
@@ -101,9 +107,21 @@ impl Machine {
             "`{dom}` was crashed by {how}, but the hypervisor took it for {cause}: {}",
             died["detail"]
         );
-        let history = self.control.request(&json!({ "cmd": "history", "max": 4 }))?;
+        let history = self.ask(&json!({ "cmd": "history", "max": 4 }))?;
         let deaths: Vec<Death> = serde_json::from_value(history["history"].clone()).context("history of control")?;
         let death = deaths.into_iter().find(|d| d.dom == dom).context("the history lacks the crash")?;
+        if let Some(before) = before {
+            let traced = self.qemu.refused();
+            let at = traced.get(refused).and_then(|a| u64::from_str_radix(a.trim_start_matches("0x"), 16).ok());
+            if let Some(at) = at {
+                ensure!(
+                    at & !(FRAME - 1) == DMA_TARGET,
+                    "the device was pointed at {at:#x}, not at the frame {DMA_TARGET:#x} that is watched"
+                );
+            }
+            let same = self.frame(DMA_TARGET)? == before;
+            ensure!(same, "the machine frame at {DMA_TARGET:#x}, which is not `{dom}`'s, was changed by its device");
+        }
         let iommu = if how == "dma" { Some(self.iommu_line(lines, refused, &died["detail"])?) } else { None };
         Ok(Outcome {
             how: how.to_string(),
@@ -117,6 +135,11 @@ impl Machine {
             phases: death.phases,
             iommu,
         })
+    }
+
+    /// What a machine frame holds; where QEMU does not tell, the error has the console's end.
+    fn frame(&mut self, address: u64) -> Result<Vec<u8>> {
+        self.monitor.frame(address).map_err(|error| self.failure(&format!("frame {address:#x}: {error:#}")))
     }
 
     /// The report of the IOMMU fault, with device and address. An emulated IOMMU that tells the hypervisor no address has told it

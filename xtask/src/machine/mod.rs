@@ -3,6 +3,7 @@ pub mod console;
 pub mod control;
 pub mod crash;
 pub mod load;
+pub mod monitor;
 pub mod protocol;
 pub mod qemu;
 
@@ -13,6 +14,7 @@ use crate::{paths, setup};
 use anyhow::{Context, Result, anyhow, bail};
 use console::{Console, Line};
 use control::Control;
+use monitor::Monitor;
 use qemu::Qemu;
 use serde_json::Value;
 use std::net::{Ipv4Addr, TcpListener};
@@ -57,6 +59,8 @@ pub struct Machine {
     pub console: Console,
     /// COM2.
     pub control: Control,
+    /// QEMU's own.
+    pub monitor: Monitor,
     /// The wire.
     pub host: Host,
     /// Guests on the wire, in the order of the wire's numbers.
@@ -100,7 +104,7 @@ impl Machine {
         }
         let doors: Vec<PathBuf> = (0..system.machine.nics.len()).map(|i| qemu::net(&folder, i)).collect();
         let host = Host::start(&doors, guests.iter().cloned().zip(pages.into_iter().map(Some)).collect())?;
-        let coms: Vec<UnixListener> = [qemu::COM1, qemu::COM2]
+        let coms: Vec<UnixListener> = [qemu::COM1, qemu::COM2, qemu::MONITOR]
             .iter()
             .map(|com| {
                 let path = folder.join(com);
@@ -118,10 +122,12 @@ impl Machine {
         for listener in &coms {
             lines.push(accept(listener, &mut qemu)?);
         }
-        let [com1, com2] = <[UnixStream; 2]>::try_from(lines).map_err(|_| anyhow!("two serial lines expected"))?;
+        let lines = <[UnixStream; 3]>::try_from(lines);
+        let [com1, com2, monitor] = lines.map_err(|_| anyhow!("two serial lines and a monitor expected"))?;
+        let monitor = Monitor::start(monitor, folder.join("frame"))?;
         let console = Console::start(com1, show)?;
         let control = Control::start(com2)?;
-        let machine = Self { qemu, console, control, host, guests, started, folder, public: options.public };
+        let machine = Self { qemu, console, control, monitor, host, guests, started, folder, public: options.public };
         if options.public {
             machine.publish(options)?;
         }
@@ -155,6 +161,18 @@ impl Machine {
     pub fn guest_code(&self, status: ExitStatus) -> Option<u32> {
         let spoke = self.console.first_byte().is_some() && self.qemu.complaint().is_empty();
         qemu::guest_code(status).filter(|_| spoke)
+    }
+
+    /// A request on the control line; where it fails, the error has the console's end.
+    ///
+    /// # Errors
+    /// Of the line, or what the control domain answered instead.
+    pub fn ask(&mut self, request: &Value) -> Result<Value> {
+        self.control.request(request).map_err(|error| {
+            // An emulator that ended takes a moment to be seen as ended.
+            std::thread::sleep(Duration::from_millis(100));
+            self.failure(&format!("{error:#}"))
+        })
     }
 
     /// An error for a machine that is not as it should be, with the console's end.

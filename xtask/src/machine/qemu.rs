@@ -13,6 +13,9 @@ pub const COM1: &str = "com1";
 /// The control socket's.
 pub const COM2: &str = "com2";
 
+/// The socket of the monitor.
+pub const MONITOR: &str = "monitor";
+
 /// The socket of a NIC.
 pub fn net(folder: &Path, number: usize) -> PathBuf {
     folder.join(format!("net{number}"))
@@ -54,6 +57,9 @@ pub fn arguments(
         put(&["-serial", &format!("chardev:{com}")]);
     }
     put(&["-kernel", &kernel.display().to_string(), "-initrd", &bundle.display().to_string()]);
+    let monitor = folder.join(MONITOR);
+    put(&["-chardev", &format!("socket,id={MONITOR},path={},server=off", monitor.display())]);
+    put(&["-mon", &format!("chardev={MONITOR},mode=control")]);
     args
 }
 
@@ -175,6 +181,7 @@ mod tests {
             "-device e1000,netdev=n0,addr=0x3,mac=52:54:00:00:00:01",
             "-chardev socket,id=com2,path=/run/com2,server=off -serial chardev:com2",
             "-kernel /k -initrd /b",
+            "-chardev socket,id=monitor,path=/run/monitor,server=off -mon chardev=monitor,mode=control",
         ] {
             assert!(line.contains(part), "`{part}` is missing in {line}");
         }
