@@ -1,4 +1,4 @@
-//! What a NIC driver gives the backend ([`Nic`]), and what it needs from the domain it runs in ([`Mmio`], [`DmaMemory`], [`Clock`]).
+//! What a NIC driver gives the backend ([`Nic`]); what it needs from the domain it runs in is `hw`'s ([`Mmio`], [`DmaMemory`], [`Clock`]).
 //!
 //! A driver knows no grants, no xenstore and no frames: it sees device addresses and 32-bit tokens. The backend owns every
 //! buffer and knows no register. Both sides are pure, so each is tested against a model of the other.
@@ -9,6 +9,8 @@
 //! [`NicFault`]: from then on the driver neither reports nor accepts anything until [`Nic::reset`].
 
 use core::fmt;
+
+pub use hw::{Clock, DmaMemory, Mmio};
 
 /// An Ethernet address in wire order.
 pub type MacAddr = [u8; 6];
@@ -377,36 +379,4 @@ pub trait Nic {
     /// Fault injection (crash kind `dma`): makes the device read from and write to `addr`, which the caller knows not to
     /// be its own. The driver is unusable afterwards.
     fn point_dma_at(&mut self, addr: u64);
-}
-
-/// A device's memory-mapped registers. Accesses are volatile, in program order, 32 bits, at byte offsets that are multiples of 4.
-/// An offset outside of the window reads all ones and writes nothing, as a bus does.
-pub trait Mmio {
-    /// Reads a register.
-    fn read32(&self, offset: usize) -> u32;
-    /// Writes a register. All earlier [`DmaMemory`] writes are visible to the device before it.
-    fn write32(&self, offset: usize, value: u32);
-}
-
-/// Memory that driver and device share (descriptor rings). The device may write any word at any time: read once, check, use.
-/// Offsets are in bytes, multiples of 4; outside of the area reads give 0 and writes do nothing.
-pub trait DmaMemory {
-    /// Device address of byte 0, a multiple of 4096.
-    fn device_addr(&self) -> u64;
-    /// Bytes.
-    fn len_bytes(&self) -> usize;
-    /// Volatile read.
-    fn read(&self, offset: usize) -> u32;
-    /// Volatile read; later reads of this memory are not moved before it (look at "done", then at the rest).
-    fn load_acquire(&self, offset: usize) -> u32;
-    /// Volatile write.
-    fn write(&self, offset: usize, value: u32);
-}
-
-/// Time for bounded waits.
-pub trait Clock {
-    /// Microseconds since some start; never goes back.
-    fn now_us(&self) -> u64;
-    /// Lets `us` microseconds (at most 1000) pass.
-    fn pause_us(&self, us: u32);
 }
