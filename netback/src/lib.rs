@@ -37,7 +37,8 @@ mod tx;
 mod vif;
 
 pub use backend::{Backend, BackendStats, Config, Parts, Turn, VifStatus};
-pub use platform::{Area, Platform, Store, StoreError};
+pub use platform::{Area, Platform};
 pub use ports::{Fabric, PortId, PortSet};
 pub use tx::VifFault;
 pub use vif::VifStats;
+pub use xenstore::{Store, StoreError};

@@ -1,10 +1,8 @@
-//! What the backend needs of the domain it runs in. libxenrt's wiring implements it with hypercalls, the simulation with
-//! a fake hypervisor. All calls return at once, except [`Store`]'s, which wait for the store with a deadline.
+//! What the backend needs of the domain it runs in, beside xenstore ([`xenstore::Store`]). libxenrt's wiring implements it with
+//! hypercalls, the simulation with a fake hypervisor. All calls return at once.
 
 use abi::grant::GrantCopy;
 use abi::{DomId, Errno, EvtchnPort, GrantRef};
-use alloc::string::String;
-use alloc::vec::Vec;
 use ring::SharedMem;
 
 /// Grants, events and time.
@@ -51,45 +49,4 @@ pub trait Area {
     fn read(&self, offset: usize, out: &mut [u8]);
     /// Copies in; bytes outside of the area are dropped.
     fn write(&mut self, offset: usize, bytes: &[u8]);
-}
-
-/// Why the store did not do what it was asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StoreError {
-    /// It answered with an error.
-    Refused(Errno),
-    /// It did not answer in time.
-    Timeout,
-}
-
-/// Xenstore, as far as a backend uses it. Paths are absolute. Lists go out together (pipelined), so that a call costs one
-/// round trip, not one per node.
-pub trait Store {
-    /// Values of nodes; `None` where there is no such node, or none this domain may read.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    fn read(&mut self, paths: &[String]) -> Result<Vec<Option<String>>, StoreError>;
-
-    /// Names of the children of nodes; empty where there is no such node.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    fn list(&mut self, paths: &[String]) -> Result<Vec<Vec<String>>, StoreError>;
-
-    /// Writes nodes, in this order.
-    ///
-    /// # Errors
-    /// [`StoreError`], the first that occurred.
-    fn write(&mut self, nodes: &[(String, String)]) -> Result<(), StoreError>;
-
-    /// Watches a node and all below it; the backend is told (`Backend::store_changed`) with the path
-    /// of each change.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    fn watch(&mut self, path: &str) -> Result<(), StoreError>;
-
-    /// Ends a watch. One that does not exist is no error.
-    fn unwatch(&mut self, path: &str);
 }

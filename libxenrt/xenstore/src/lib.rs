@@ -1,6 +1,6 @@
 //! Xenstore, the part both ends share: messages on the wire ([`wire`]), bytes through the two 1024-byte rings of the
-//! store page ([`stream`]), paths ([`path`]), permissions ([`perms`]), errors by name ([`error`]), and the end that asks
-//! ([`client`]).
+//! store page ([`stream`]), paths ([`path`]), permissions ([`perms`]), errors by name ([`error`]), the end that asks
+//! ([`client`]), and what a backend asks ([`store`]).
 //!
 //! Neighbours: libxenrt drives [`client::Client`] over a mapped page and an event channel; the control domain serves
 //! many [`stream::Stream`]s and keeps the tree. Nothing here touches memory itself: pages are reached through
@@ -26,6 +26,7 @@ pub mod client;
 pub mod error;
 pub mod path;
 pub mod perms;
+pub mod store;
 pub mod stream;
 pub mod wire;
 
@@ -34,5 +35,6 @@ pub use client::{Client, ClientError, RequestId, WatchEvent};
 pub use error::XsError;
 pub use path::{Path, PathError};
 pub use perms::{Access, Perm, Perms};
+pub use store::{Store, StoreError};
 pub use stream::{Side, Stream, StreamFault};
 pub use wire::{Assembler, Message, WireError};
