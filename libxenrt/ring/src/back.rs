@@ -9,13 +9,15 @@
 use crate::fault::{AttachError, Mismatch, RingFault};
 use crate::survivor::{Recovery, RingId, Survivor};
 use crate::window::Window;
-use crate::{SharedMem, mutated, passes_event, slot_offset, slot_words};
+use crate::{SharedMem, fitting, mutated, passes_event, slot_offset, slot_words};
 use abi::io::ring::{REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD};
 
-/// The back end of a ring of `N` slots (a power of two) with requests of `REQ` and responses of `RSP` words.
+/// The back end of a ring of `N` slots (a power of two), or fewer where its frontend chose fewer pages
+/// ([`connect_sized`](Self::connect_sized)), with requests of `REQ` and responses of `RSP` words.
 pub struct BackRing<M, const N: usize, const REQ: usize, const RSP: usize> {
     mem: M,
     id: RingId,
+    slots: u32,
     req_cons: u32,
     rsp_prod: u32,
     window: Window<N, RSP>,
@@ -44,9 +46,9 @@ impl<M: SharedMem, const N: usize, const REQ: usize, const RSP: usize> BackRing<
     /// Words of a slot.
     const SLOT: usize = slot_words(REQ, RSP);
 
-    fn at(mem: M, id: RingId, rsp_prod: u32) -> Self {
+    fn at(mem: M, id: RingId, slots: u32, rsp_prod: u32) -> Self {
         const { assert!(N.is_power_of_two() && RSP > 0 && REQ > 0) };
-        Self { mem, id, req_cons: rsp_prod, rsp_prod, window: Window::new() }
+        Self { mem, id, slots: fitting(slots, N), req_cons: rsp_prod, rsp_prod, window: Window::new() }
     }
 
     /// Takes up a ring that a frontend has just set up, or one whose journal was settled otherwise.
@@ -54,8 +56,16 @@ impl<M: SharedMem, const N: usize, const REQ: usize, const RSP: usize> BackRing<
     /// # Errors
     /// [`RingFault::BadProducer`]: more requests than slots.
     pub fn connect(mem: M, id: RingId) -> Result<Self, RingFault> {
+        Self::connect_sized(mem, id, N as u32)
+    }
+
+    /// As [`connect`](Self::connect), for a ring of `slots` slots: a power of two up to `N` (what is neither is rounded down).
+    ///
+    /// # Errors
+    /// [`RingFault::BadProducer`].
+    pub fn connect_sized(mem: M, id: RingId, slots: u32) -> Result<Self, RingFault> {
         let rsp_prod = mem.load_acquire(RSP_PROD);
-        let ring = Self::at(mem, id, rsp_prod);
+        let ring = Self::at(mem, id, slots, rsp_prod);
         ring.pending()?;
         Ok(ring)
     }
@@ -66,8 +76,21 @@ impl<M: SharedMem, const N: usize, const REQ: usize, const RSP: usize> BackRing<
     /// [`AttachError::Fault`]: the indices make no sense. [`AttachError::Reconnect`]: the survivor page does not fit the
     /// ring; nothing was written.
     pub fn attach<S: SharedMem>(mem: M, id: RingId, recovery: &mut Recovery<S>) -> Result<Attached<Self>, AttachError> {
+        Self::attach_sized(mem, id, N as u32, recovery)
+    }
+
+    /// As [`attach`](Self::attach), for a ring of `slots` slots.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn attach_sized<S: SharedMem>(
+        mem: M,
+        id: RingId,
+        slots: u32,
+        recovery: &mut Recovery<S>,
+    ) -> Result<Attached<Self>, AttachError> {
         let rsp_prod = mem.load_acquire(RSP_PROD);
-        let mut ring = Self::at(mem, id, rsp_prod);
+        let mut ring = Self::at(mem, id, slots, rsp_prod);
         let mut unanswered = ring.pending()?;
         let mut finished = 0;
         if let Some(record) = recovery.record_of(&ring.id).map_err(AttachError::Reconnect)? {
@@ -85,7 +108,7 @@ impl<M: SharedMem, const N: usize, const REQ: usize, const RSP: usize> BackRing<
         (start, count, words): (u32, u32, u32),
         unanswered: u32,
     ) -> Result<u32, Mismatch> {
-        if words as usize != RSP || count as usize > N {
+        if words as usize != RSP || count > self.slots {
             return Err(Mismatch::Shape { count, words });
         }
         let end = start.wrapping_add(count);
@@ -101,7 +124,7 @@ impl<M: SharedMem, const N: usize, const REQ: usize, const RSP: usize> BackRing<
         }
         for entry in 0..count {
             for word in 0..RSP {
-                let to = slot_offset(start.wrapping_add(entry), N, Self::SLOT, word);
+                let to = slot_offset(start.wrapping_add(entry), self.slots, Self::SLOT, word);
                 self.mem.store_release(to, recovery.entry(entry, words, word));
             }
         }
@@ -110,6 +133,11 @@ impl<M: SharedMem, const N: usize, const REQ: usize, const RSP: usize> BackRing<
         self.rsp_prod = end;
         self.req_cons = end;
         Ok(count)
+    }
+
+    /// Slots of the ring.
+    pub fn slots(&self) -> u32 {
+        self.slots
     }
 
     /// Whose ring this is.
@@ -136,7 +164,7 @@ impl<M: SharedMem, const N: usize, const REQ: usize, const RSP: usize> BackRing<
         let prod = if mutated!(RelaxedLoad) { self.mem.read(REQ_PROD) } else { self.mem.load_acquire(REQ_PROD) };
         let in_flight = self.in_flight();
         let ahead = prod.wrapping_sub(self.rsp_prod); // modular; never `prod > cons`
-        if (ahead as usize > N || ahead < in_flight) && !mutated!(TrustProducer) {
+        if (ahead > self.slots || ahead < in_flight) && !mutated!(TrustProducer) {
             return Err(RingFault::BadProducer { prod, cons: self.req_cons });
         }
         Ok(ahead.wrapping_sub(in_flight))
@@ -148,7 +176,7 @@ impl<M: SharedMem, const N: usize, const REQ: usize, const RSP: usize> BackRing<
         let index = self.req_cons.wrapping_add(ahead);
         let mut word = 0;
         [(); REQ].map(|()| {
-            let value = self.mem.read(slot_offset(index, N, Self::SLOT, word));
+            let value = self.mem.read(slot_offset(index, self.slots, Self::SLOT, word));
             word = word.wrapping_add(1);
             value
         })
@@ -258,7 +286,7 @@ impl<M: SharedMem, const N: usize, const REQ: usize, const RSP: usize> BackRing<
             let Some(response) = self.window.get(index) else { continue };
             for (word, &value) in response.iter().enumerate() {
                 // Release: no response may reach its slot before the record that covers it is complete.
-                let to = slot_offset(index, N, Self::SLOT, word);
+                let to = slot_offset(index, self.slots, Self::SLOT, word);
                 if mutated!(RelaxedStore) { self.mem.write(to, value) } else { self.mem.store_release(to, value) }
             }
         }

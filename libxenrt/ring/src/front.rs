@@ -2,12 +2,13 @@
 //! is a peer, not a master: its index is checked as strictly as ours is there.
 
 use crate::fault::FrontFault;
-use crate::{SharedMem, mutated, passes_event, slot_offset, slot_words};
+use crate::{SharedMem, fitting, mutated, passes_event, slot_offset, slot_words};
 use abi::io::ring::{REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD};
 
-/// The front end of a ring of `N` slots (a power of two) with requests of `REQ` and responses of `RSP` words.
+/// The front end of a ring of `N` slots (a power of two) or fewer, with requests of `REQ` and responses of `RSP` words.
 pub struct FrontRing<M, const N: usize, const REQ: usize, const RSP: usize> {
     mem: M,
+    slots: u32,
     req_prod: u32,
     published: u32,
     rsp_cons: u32,
@@ -28,12 +29,17 @@ impl<M: SharedMem, const N: usize, const REQ: usize, const RSP: usize> FrontRing
 
     /// As [`init`](Self::init), with indices that begin at `index`: they wrap, and a test can say when.
     pub fn init_at(mem: M, index: u32) -> Self {
+        Self::init_sized(mem, N as u32, index)
+    }
+
+    /// As [`init_at`](Self::init_at), for a ring of `slots` slots: a power of two up to `N` (what is neither is rounded down).
+    pub fn init_sized(mem: M, slots: u32, index: u32) -> Self {
         const { assert!(N.is_power_of_two() && RSP > 0 && REQ > 0) };
         mem.write(REQ_PROD, index);
         mem.write(RSP_PROD, index);
         mem.write(REQ_EVENT, index.wrapping_add(1));
         mem.store_release(RSP_EVENT, index.wrapping_add(1));
-        Self { mem, req_prod: index, published: index, rsp_cons: index }
+        Self { mem, slots: fitting(slots, N), req_prod: index, published: index, rsp_cons: index }
     }
 
     /// The memory of the ring.
@@ -43,7 +49,7 @@ impl<M: SharedMem, const N: usize, const REQ: usize, const RSP: usize> FrontRing
 
     /// Slots that can take a request.
     pub fn free(&self) -> u32 {
-        (N as u32).wrapping_sub(self.in_flight())
+        self.slots.wrapping_sub(self.in_flight())
     }
 
     /// Requests written whose responses were not taken.
@@ -61,7 +67,7 @@ impl<M: SharedMem, const N: usize, const REQ: usize, const RSP: usize> FrontRing
         }
         let index = self.req_prod;
         for (word, &value) in request.iter().enumerate() {
-            self.mem.write(slot_offset(index, N, Self::SLOT, word), value);
+            self.mem.write(slot_offset(index, self.slots, Self::SLOT, word), value);
         }
         self.req_prod = index.wrapping_add(1);
         Ok(index)
@@ -105,7 +111,7 @@ impl<M: SharedMem, const N: usize, const REQ: usize, const RSP: usize> FrontRing
         let index = self.rsp_cons;
         let mut word = 0;
         let response = [(); RSP].map(|()| {
-            let value = self.mem.read(slot_offset(index, N, Self::SLOT, word));
+            let value = self.mem.read(slot_offset(index, self.slots, Self::SLOT, word));
             word = word.wrapping_add(1);
             value
         });

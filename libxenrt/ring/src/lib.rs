@@ -37,7 +37,7 @@ pub use back::{Attached, BackRing, Published};
 pub use fault::{AttachError, FrontFault, Mismatch, RingFault};
 pub use front::{FrontRing, Full};
 pub use ids::Ids;
-pub use mem::SharedMem;
+pub use mem::{Pages, SharedMem};
 pub use survivor::{Recovery, RingId, RingKind, SURVIVOR_OWNER, State, Survivor};
 
 /// The back end of a netif TX ring: 12-byte requests, 4-byte responses, 256 slots.
@@ -48,12 +48,25 @@ pub type RxBackRing<M> = BackRing<M, 256, 2, 2>;
 pub type TxFrontRing<M> = FrontRing<M, 256, 3, 1>;
 /// The front end of a netif RX ring.
 pub type RxFrontRing<M> = FrontRing<M, 256, 2, 2>;
+/// The back end of a blkif ring of up to 8 pages: 112-byte requests, 16-byte responses, 32 slots a page.
+pub type BlkBackRing<M> = BackRing<Pages<M>, 256, 28, 4>;
+/// The front end of a blkif ring.
+pub type BlkFrontRing<M> = FrontRing<Pages<M>, 256, 28, 4>;
 
 /// Byte offset of word `word` of the slot that index `index` names, in a ring of `n` slots of `slot_words` words.
 /// `n` is a power of two, so the mask is exact and the sum stays far below `usize::MAX`.
-const fn slot_offset(index: u32, n: usize, slot_words: usize, word: usize) -> usize {
-    let slot = index as usize & n.wrapping_sub(1);
+const fn slot_offset(index: u32, n: u32, slot_words: usize, word: usize) -> usize {
+    let slot = (index & n.wrapping_sub(1)) as usize;
     abi::io::ring::SLOTS.wrapping_add(slot.wrapping_mul(slot_words).wrapping_add(word).wrapping_mul(4))
+}
+
+/// The power of two up to `n` that is nearest below `slots`.
+const fn fitting(slots: u32, n: usize) -> u32 {
+    let slots = if slots as usize > n { n as u32 } else { slots };
+    match slots.checked_ilog2() {
+        Some(log) => 1 << log,
+        None => 1,
+    }
 }
 
 /// Words of a slot: the larger of request and response, which share it (`DEFINE_RING_TYPES`' union).

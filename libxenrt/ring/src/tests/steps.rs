@@ -1,7 +1,9 @@
 //! Single operations: the window, the event indices, the ids.
 
 use super::world::{ID, Page, Plain, request, response};
-use crate::{BackRing, FrontFault, FrontRing, Ids, Recovery, RingFault, SharedMem};
+use crate::{
+    BackRing, BlkBackRing, BlkFrontRing, FrontFault, FrontRing, Full, Ids, Pages, Recovery, RingFault, SharedMem,
+};
 use abi::io::ring::{REQ_EVENT, RSP_EVENT, RSP_PROD};
 
 type Ends = (FrontRing<Plain, 8, 3, 1>, BackRing<Plain, 8, 3, 1>, crate::Survivor<Plain>, Plain);
@@ -102,4 +104,33 @@ fn ids_are_answered_once() {
     assert_eq!(ids.give(2), Err(FrontFault::BadId { id: 2 }));
     assert_eq!(ids.give(4), Err(FrontFault::BadId { id: 4 }));
     assert_eq!(ids.take(), Some(2));
+}
+
+/// Slots of 28 words, 64 of them over two pages: some lie across the border.
+#[test]
+fn a_ring_of_fewer_slots_spans_its_pages() {
+    let pages = || Pages(vec![Plain(Page::new()), Plain(Page::new())]);
+    let shared = pages();
+    let twin = Pages(shared.0.clone());
+    let mut front = BlkFrontRing::init_sized(shared, 64, u32::MAX - 9);
+    let mut back = BlkBackRing::connect_sized(twin, ID, 64).unwrap();
+    let mut survivor = Recovery::open(Plain(Page::new()), true).finish();
+    let request = |n: u32| [(); 28].map(|()| n.wrapping_mul(0x0101_0101));
+    for round in 0..3 {
+        for n in 0..64 {
+            front.push(request(round * 64 + n)).unwrap();
+        }
+        assert_eq!((front.push(request(0)), front.free()), (Err(Full), 0));
+        front.publish();
+        for n in 0..64 {
+            let (index, words) = back.take().unwrap().unwrap();
+            assert_eq!(words, request(round * 64 + n));
+            back.complete(index, [words[0]; 4]).unwrap();
+        }
+        assert_eq!(back.publish(&mut survivor).count, 64);
+        for n in 0..64 {
+            assert_eq!(front.take().unwrap().unwrap().1, [request(round * 64 + n)[0]; 4]);
+        }
+    }
+    assert_eq!([0, 1, 63, 64, 65, 1000].map(|n| crate::fitting(n, 256)), [1, 1, 32, 64, 64, 256]);
 }
