@@ -23,8 +23,26 @@ pub mod flags {
     pub const CONTROL: u32 = 1 << 0;
     /// A driver domain: woken before others.
     pub const DRIVER: u32 = 1 << 1;
-    /// Enters by [`super::entry::PVH32`] instead of [`super::entry::LONG64`].
+    /// A stock kernel in a PVH domain ([`super::pvh`]): it has a local APIC in x2APIC mode, started vCPUs, and may look for a PC's
+    /// ports and registers, of which it finds none. Entered by [`super::entry::PVH32`].
     pub const PVH: u32 = 1 << 2;
+    /// Not made at boot: it exists, without memory, until [`crate::xenolith::DOM_CREATE`].
+    pub const ON_DEMAND: u32 = 1 << 3;
+}
+/// What a PVH domain's ACPI tables may name. They are part of its image: the hypervisor does not write or read them.
+///
+/// - FADT: hardware-reduced; no CMOS clock, no 8042, no VGA, no legacy devices; sleep control and status register as below;
+///   `\_S5` with `SLP_TYP` [`SLEEP_TYPE_S5`](pvh::SLEEP_TYPE_S5).
+/// - MADT: a local APIC (or x2APIC) per vCPU, APIC ID = ACPI ID = 2 × number, no IO-APIC, no 8259 (flags 0).
+pub mod pvh {
+    /// Port of the sleep control register, one byte (ACPI 6.5, 4.8.3.7).
+    pub const SLEEP_CONTROL: u16 = 0x604;
+    /// Port of the sleep status register, which reads as 0.
+    pub const SLEEP_STATUS: u16 = 0x605;
+    /// `SLP_EN` of the sleep control register.
+    pub const SLP_EN: u8 = 1 << 5;
+    /// `SLP_TYPx`, bits 4:2 of it, that switches the domain off.
+    pub const SLEEP_TYPE_S5: u8 = 5;
 }
 /// Flags of the bundle.
 pub mod bundle_flags {

@@ -11,7 +11,7 @@ pub const INFO: u64 = 0;
 /// `(DomInfo)` *control*: IN `domid`, OUT the rest. ESRCH where there is none.
 pub const DOM_INFO: u64 = 1;
 /// `(DomOp)` *control*: restart in place from the pristine image (DESIGN §4); works in every state but `Destroyed`.
-/// OUT: the phases' durations.
+/// OUT: the phases' durations. EAGAIN: a large domain's memory is being filled in portions; call again.
 pub const DOM_RESTART: u64 = 2;
 /// `(DomOp)` *control*: stop the domain's vCPUs.
 pub const DOM_PAUSE: u64 = 3;
@@ -37,6 +37,13 @@ pub const SELF_INFO: u64 = 11;
 pub const WATCHDOG_MS: u64 = 12;
 /// `arg` = exit code, by value, *control*: end the machine (QEMU: `isa-debug-exit` where the bundle's flags name it, else ACPI S5).
 pub const POWEROFF: u64 = 13;
+/// `(DomOp)` *control*: gives a domain that is [`state::DESTROYED`] memory and lets it run from its pristine image. EAGAIN: its
+/// memory is being cleared and filled, which is done in portions; call again. ENOMEM: there is too little free memory, EINVAL: it
+/// has memory already.
+pub const DOM_CREATE: u64 = 14;
+/// `(DomOp)` *control*: takes a stopped domain's memory; what it was is gone, its place in the bundle stays for
+/// [`DOM_CREATE`]. EBUSY: it is not [`state::STOPPED`] ([`DOM_KILL`] stops it).
+pub const DOM_DESTROY: u64 = 15;
 
 /// Version of this file's ABI, in [`Info::version`].
 pub const ABI_VERSION: u32 = 1;
@@ -112,7 +119,7 @@ pub mod state {
     pub const STOPPED: u32 = 2;
     /// Being restarted.
     pub const RESTARTING: u32 = 3;
-    /// Gone.
+    /// It has no memory: not made yet, or destroyed.
     pub const DESTROYED: u32 = 4;
 
     /// The name used in tables and JSON.
@@ -207,7 +214,7 @@ wire!(
     } = 128
 );
 wire!(
-    /// See [`DOM_RESTART`], [`DOM_PAUSE`], [`DOM_UNPAUSE`], [`DOM_KILL`]. The `ns` fields are OUT of a restart.
+    /// See [`DOM_RESTART`], [`DOM_PAUSE`], [`DOM_UNPAUSE`], [`DOM_KILL`], [`DOM_CREATE`], [`DOM_DESTROY`]. The `ns` fields are OUT of a restart.
     DomOp {
         /// IN.
         domid: DomId,
