@@ -38,6 +38,18 @@ impl From<Errno> for GrantError {
     }
 }
 
+impl From<GrantError> for Errno {
+    fn from(e: GrantError) -> Self {
+        match e {
+            GrantError::Hypercall(e) => e,
+            GrantError::NoRoom | GrantError::TableFull => Self::ENOMEM,
+            GrantError::BadFrame(_) => Self::ERANGE,
+            GrantError::Busy(_) => Self::EBUSY,
+            GrantError::Status(_) => Self::EINVAL,
+        }
+    }
+}
+
 /// Whether the peer may write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {

@@ -25,7 +25,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("control", &["abi", "ring", "xenstore", "libxenrt"]),
     ("hello", &["libxenrt"]),
     ("hostile", &["abi", "ring", "xenstore", "libxenrt"]),
-    ("netback-e1000", &["abi", "ring", "xenstore", "libxenrt", "netback", "netback-e1000-driver"]),
+    // What all driver domains do knows neither backends nor drivers.
+    ("driver-domain", &["abi", "hw", "xenstore", "libxenrt"]),
+    ("netback-e1000", &["abi", "libxenrt", "driver-domain", "netback", "netback-e1000-driver"]),
     ("web", &["abi", "libxenrt"]),
     (
         "sim",

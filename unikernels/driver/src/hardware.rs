@@ -1,13 +1,21 @@
-//! The device's side of the domain: what the driver's traits mean under libxenrt.
+//! What a driver's traits (`hw`) mean under libxenrt.
 
 use core::sync::atomic::{Ordering, compiler_fence};
+use hw::{Clock, DmaMemory, Mmio};
 use libxenrt::device::Mmio as Bar;
 use libxenrt::dma::DmaRegion;
-use netback::nic::{Clock, DmaMemory, Mmio};
 
-/// BAR 0.
+/// A memory BAR.
 #[derive(Debug)]
-pub struct Registers(pub Bar);
+pub struct Registers(Bar);
+
+impl Registers {
+    /// Over a BAR.
+    #[must_use]
+    pub const fn new(bar: Bar) -> Self {
+        Self(bar)
+    }
+}
 
 impl Mmio for Registers {
     fn read32(&self, offset: usize) -> u32 {
@@ -21,9 +29,17 @@ impl Mmio for Registers {
     }
 }
 
-/// Memory of the descriptor rings.
+/// Memory of descriptor rings, command lists and the like.
 #[derive(Debug)]
-pub struct Rings(pub DmaRegion);
+pub struct Rings(DmaRegion);
+
+impl Rings {
+    /// At least `len_bytes`, zeroed; `None` where no such run is free.
+    #[must_use]
+    pub fn alloc(len_bytes: usize) -> Option<Self> {
+        DmaRegion::alloc(len_bytes).map(Self)
+    }
+}
 
 impl DmaMemory for Rings {
     fn device_addr(&self) -> u64 {
