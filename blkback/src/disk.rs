@@ -184,6 +184,24 @@ pub enum ResetError {
     Gone,
     /// More resets than the driver allows in a row; the domain should end itself to be restarted.
     TooMany(u32),
+    /// The memory for the controller's structures is too small, misaligned or above what it can address.
+    BadMemory {
+        /// Device address.
+        addr: u64,
+        /// Bytes.
+        len: usize,
+    },
+}
+
+impl fmt::Display for ResetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout { waited_us } => write!(f, "the controller does not stop ({waited_us} us)"),
+            Self::Gone => write!(f, "the controller does not answer"),
+            Self::TooMany(n) => write!(f, "{n} resets in a row"),
+            Self::BadMemory { addr, len } => write!(f, "unsuitable memory ({len} bytes at {addr:#x})"),
+        }
+    }
 }
 
 /// What changed on a drive by itself.

@@ -22,6 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("blkback", &["abi", "hw", "ring", "xenstore"]),
     // … and drivers no grants and no xenstore.
     ("netback-e1000-driver", &["abi", "netback"]),
+    ("blkback-ahci-driver", &["blkback"]),
     ("control", &["abi", "ring", "xenstore", "libxenrt"]),
     ("hello", &["libxenrt"]),
     ("hostile", &["abi", "ring", "xenstore", "libxenrt"]),
@@ -39,6 +40,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "netback",
             "netback-e1000-driver",
             "blkback",
+            "blkback-ahci-driver",
             "control",
             "web",
             "hv-core",
