@@ -48,7 +48,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("models", &["abi", "ring", "netback", "hv-core"]),
-    ("xtask", &["abi"]),
+    ("blkcheck", &["abi", "libxenrt"]),
+    ("xtask", &["abi", "blkcheck"]),
 ];
 
 /// What was found.
