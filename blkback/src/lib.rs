@@ -18,4 +18,9 @@
 
 extern crate alloc;
 
+mod backend;
 pub mod disk;
+mod platform;
+
+pub use self::backend::{Backend, BackendStats, Config, Parts, Turn, VbdStats, VbdStatus};
+pub use platform::{MapError, MapRequest, Mapped, Platform};

@@ -16,10 +16,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("hw", &[]),
     ("ring", &["abi"]),
     ("xenstore", &["abi", "ring"]),
+    ("backend", &["abi", "ring", "xenstore"]),
     ("libxenrt", &["abi", "ring", "xenstore"]),
     // Backends know no registers …
-    ("netback", &["abi", "hw", "ring", "xenstore"]),
-    ("blkback", &["abi", "hw", "ring", "xenstore"]),
+    ("netback", &["abi", "backend", "hw", "ring", "xenstore"]),
+    ("blkback", &["abi", "backend", "hw", "ring", "xenstore"]),
     // … and drivers no grants and no xenstore.
     ("netback-e1000-driver", &["abi", "netback"]),
     ("blkback-ahci-driver", &["blkback"]),
@@ -27,13 +28,15 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("hello", &["libxenrt"]),
     ("hostile", &["abi", "ring", "xenstore", "libxenrt"]),
     // What all driver domains do knows neither backends nor drivers.
-    ("driver-domain", &["abi", "hw", "xenstore", "libxenrt"]),
+    ("driver-domain", &["abi", "backend", "hw", "xenstore", "libxenrt"]),
     ("netback-e1000", &["abi", "libxenrt", "driver-domain", "netback", "netback-e1000-driver"]),
     ("web", &["abi", "libxenrt"]),
     (
         "sim",
         &[
             "abi",
+            "backend",
+            "hw",
             "ring",
             "xenstore",
             "libxenrt",

@@ -1,0 +1,163 @@
+//! The handshake of a split driver as its backend sees it: finding all devices of a kind, and what a pair of states asks for. The order
+//! of states is Linux's (`drivers/xen/xenbus`, and what xen-netback and xen-blkback do with it).
+//!
+//! ```text
+//! /local/domain/B/backend/KIND/F/I/   frontend state …     ours
+//! /local/domain/F/device/KIND/I/      state …              the frontend's
+//! ```
+//!
+//! Everything is read in as few round trips as there are levels, for all devices together: a restart may wait for this.
+
+use abi::DomId;
+use abi::io::xenbus::XenbusState;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use xenstore::{Store, StoreError};
+
+/// Our directory of a kind of device (`vif`, `vbd`).
+#[must_use]
+pub fn root(me: DomId, kind: &str) -> String {
+    format!("/local/domain/{me}/backend/{kind}")
+}
+
+/// The directory of a device on our side.
+#[must_use]
+pub fn back_path(me: DomId, kind: &str, frontend: DomId, device: u16) -> String {
+    format!("{}/{frontend}/{device}", root(me, kind))
+}
+
+/// The usual directory of a device on its frontend's side.
+#[must_use]
+pub fn front_path(kind: &str, frontend: DomId, device: u16) -> String {
+    format!("/local/domain/{frontend}/device/{kind}/{device}")
+}
+
+/// The state node of either side's directory.
+#[must_use]
+pub fn state_of(directory: &str) -> String {
+    format!("{directory}/state")
+}
+
+/// Our state node with its value.
+#[must_use]
+pub fn state(back: &str, state: XenbusState) -> (String, String) {
+    (state_of(back), state.as_str().to_string())
+}
+
+/// A state node's value.
+#[must_use]
+pub fn parse_state(value: Option<&str>) -> XenbusState {
+    value.map_or(XenbusState::Unknown, XenbusState::parse)
+}
+
+/// A device whose directory on our side names its frontend's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found<const B: usize, const F: usize> {
+    /// Whose.
+    pub frontend: DomId,
+    /// Its number there.
+    pub device: u16,
+    /// Our directory.
+    pub back: String,
+    /// The frontend's.
+    pub front: String,
+    /// Our state.
+    pub back_state: XenbusState,
+    /// The frontend's.
+    pub front_state: XenbusState,
+    /// The nodes asked for on our side.
+    pub back_values: [Option<String>; B],
+    /// On the frontend's.
+    pub front_values: [Option<String>; F],
+}
+
+/// Finds all devices of `kind` and reads the named nodes of both directories of each.
+///
+/// # Errors
+/// The store's; a directory that is incomplete is no error, it is left out.
+pub fn discover<S: Store, const B: usize, const F: usize>(
+    store: &mut S,
+    me: DomId,
+    kind: &str,
+    back_nodes: [&str; B],
+    front_nodes: [&str; F],
+) -> Result<Vec<Found<B, F>>, StoreError> {
+    let root = root(me, kind);
+    let frontends = store.list(core::slice::from_ref(&root))?.into_iter().next().unwrap_or_default();
+    let paths: Vec<String> = frontends.iter().map(|f| format!("{root}/{f}")).collect();
+    let mut places: Vec<(DomId, u16, String)> = Vec::new();
+    for ((name, path), devices) in frontends.iter().zip(&paths).zip(store.list(&paths)?) {
+        let Ok(frontend) = name.parse().map(DomId) else { continue };
+        let numbers = devices.iter().filter_map(|device| device.parse().ok());
+        places.extend(numbers.map(|device: u16| (frontend, device, format!("{path}/{device}"))));
+    }
+    let below = |directory: &str, nodes: &[&str]| -> Vec<String> {
+        nodes.iter().map(|node| format!("{directory}/{node}")).collect()
+    };
+    let ours = |back: &str| below(back, &["frontend", "state"]).into_iter().chain(below(back, &back_nodes));
+    let nodes: Vec<String> = places.iter().flat_map(|(.., back)| ours(back)).collect();
+    let mut values = store.read(&nodes)?.into_iter();
+    let mut next = || values.next().flatten();
+    let mut all = Vec::new();
+    for (frontend, device, back) in places {
+        let (front, back_state) = (next(), parse_state(next().as_deref()));
+        let back_values = back_nodes.map(|_| next());
+        let Some(front) = front.filter(|front| !front.is_empty()) else { continue };
+        let (front_state, front_values) = (XenbusState::Unknown, front_nodes.map(|_| None));
+        all.push(Found { frontend, device, back, front, back_state, front_state, back_values, front_values });
+    }
+    let theirs = |front: &str| below(front, &["state"]).into_iter().chain(below(front, &front_nodes));
+    let nodes: Vec<String> = all.iter().flat_map(|found| theirs(&found.front)).collect();
+    let mut values = store.read(&nodes)?.into_iter();
+    let mut next = || values.next().flatten();
+    for found in &mut all {
+        found.front_state = parse_state(next().as_deref());
+        found.front_values = front_nodes.map(|_| next());
+    }
+    Ok(all)
+}
+
+/// What a pair of states asks of us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing.
+    Stay,
+    /// Let go of the rings, if any, and offer the device (again).
+    Offer,
+    /// Take up rings that the frontend has just set up.
+    Connect,
+    /// Take up rings that an earlier instance of this domain served.
+    Reattach,
+    /// Let go of the rings and say so with this state.
+    Close(XenbusState),
+}
+
+/// The step for our state and the frontend's; `live` if this instance holds the rings.
+#[must_use]
+pub fn step(back: XenbusState, front: XenbusState, live: bool) -> Step {
+    use XenbusState::{Closed, Closing, Connected, InitWait, Initialised, Initialising, Reconfigured, Reconfiguring};
+    match (front, back) {
+        // A frontend that starts (again): its rings, if we still hold some, are its former life's.
+        (Initialising, InitWait) if !live => Step::Stay,
+        (Initialising, _) => Step::Offer,
+        (Initialised | Connected, Connected) => match live {
+            true => Step::Stay,
+            false => Step::Reattach,
+        },
+        (Initialised | Connected, InitWait) => Step::Connect,
+        // We died before we could offer, yet the frontend is ready: it has read an earlier instance's offer.
+        (Initialised | Connected, Initialising | XenbusState::Unknown) => Step::Connect,
+        // We closed it: the frontend has to begin again.
+        (Initialised | Connected, _) => Step::Stay,
+        (Closing, Closing | Closed) if !live => Step::Stay,
+        (Closing, _) => Step::Close(Closing),
+        (Closed, Closed) if !live => Step::Stay,
+        (Closed, _) => Step::Close(Closed),
+        // No frontend (yet): an offer waits for it, anything else is over.
+        (XenbusState::Unknown, InitWait | Closed) if !live => Step::Stay,
+        (XenbusState::Unknown, Initialising | XenbusState::Unknown) if !live => Step::Offer,
+        (XenbusState::Unknown, _) => Step::Close(Closed),
+        (InitWait | Reconfiguring | Reconfigured, _) => Step::Stay,
+    }
+}
