@@ -75,10 +75,9 @@ fn check_domain(bundle: &Bundle<'static>, d: &'static bundle::Domain) -> Result<
     if d.vcpus > LEGACY_MAX_VCPUS {
         return Err(alloc::format!("domain {name} has {} vCPUs, {LEGACY_MAX_VCPUS} is the limit", d.vcpus));
     }
-    let cpus = smp::count();
-    let all = if cpus >= 32 { u32::MAX } else { (1 << cpus) - 1 };
-    if d.cpu_mask != 0 && d.cpu_mask & all == 0 {
-        return Err(alloc::format!("domain {name} may run on CPUs {:#x} only, the machine has {cpus}", d.cpu_mask));
+    if smp::for_guests(d.cpu_mask) == 0 {
+        let has = smp::for_guests(0).count_ones();
+        return Err(alloc::format!("domain {name} may run on CPUs {:#x} only, the machine has {has}", d.cpu_mask));
     }
     let mut end = 0;
     for s in segments(bundle, d) {
@@ -129,9 +128,7 @@ fn ram(d: &bundle::Domain) -> Option<Vec<(Gfn, Mfn, u64)>> {
 
 /// CPU for the n-th vCPU of all: the driver domains first, then round about, as the mask allows.
 fn place(n: u32, mask: u32) -> u32 {
-    let count = smp::count();
-    let allowed = |cpu: &u32| mask == 0 || mask & 1 << cpu != 0;
-    (0..count).map(|i| (n + i) % count).find(allowed).unwrap_or(0)
+    (0..smp::count()).filter(|cpu| mask >> cpu & 1 != 0).cycle().nth(n as usize).unwrap_or(0)
 }
 
 /// Makes one domain, paused.
@@ -158,7 +155,7 @@ fn build(bundle: &Bundle<'static>, d: &'static bundle::Domain, placed: &mut u32)
         vcpus: (0..)
             .zip(contexts)
             .map(|(id, context)| {
-                let cpu = place(*placed, d.cpu_mask);
+                let cpu = place(*placed, smp::for_guests(d.cpu_mask));
                 *placed += 1;
                 Arc::new(Vcpu::new(id, weak.clone(), d, cpu, context))
             })

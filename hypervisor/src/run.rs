@@ -48,7 +48,7 @@ pub fn wait(vcpu: &Vcpu, wait: Wait) {
 /// Puts a vCPU that is `QUEUED`, and in no queue yet, where it is to run: on its own CPU, or on an idle one that its mask allows.
 fn enqueue(vcpu: &Arc<Vcpu>) {
     let home = vcpu.cpu.load(SeqCst);
-    let allowed = |cpu: &&PerCpu| vcpu.cpu_mask & 1u32.checked_shl(cpu.id).unwrap_or(0) != 0;
+    let allowed = |cpu: &&PerCpu| vcpu.cpu_mask >> cpu.id & 1 != 0;
     let mut target = percpu::get(home);
     if !target.is_some_and(|cpu| cpu.idle.load(SeqCst)) {
         target = percpu::all().filter(allowed).find(|cpu| cpu.idle.load(SeqCst)).or(target);
@@ -142,7 +142,7 @@ pub fn cpu_loop(cpu: &'static PerCpu) -> ! {
 /// Before a CPU sleeps: takes over a vCPU that waits for a busy one. True if there was one.
 fn take_from_busy(cpu: &PerCpu) -> bool {
     for other in percpu::all().filter(|other| other.id != cpu.id) {
-        let allowed = |key: VcpuKey| find(key).is_some_and(|v| v.cpu_mask & 1u32.checked_shl(cpu.id).unwrap_or(0) != 0);
+        let allowed = |key: VcpuKey| find(key).is_some_and(|v| v.cpu_mask >> cpu.id & 1 != 0);
         let taken = other.queue.lock().give_away(allowed);
         if let Some((key, class)) = taken
             && let Some(vcpu) = find(key)

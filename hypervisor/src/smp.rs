@@ -1,8 +1,9 @@
 //! Starting the other CPUs: INIT, two start-up interrupts, a trampoline in low memory from real to long mode.
 
-use crate::percpu::PerCpu;
+use crate::percpu::{MAX_CPUS, PerCpu};
 use crate::{apic, boot, mem, paging, time};
 use core::arch::global_asm;
+use core::arch::x86_64::__cpuid;
 use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use hv_core::acpi::LocalApic;
 
@@ -25,6 +26,15 @@ static UP: AtomicU32 = AtomicU32::new(1);
 /// CPUs running.
 pub fn count() -> u32 {
     UP.load(SeqCst)
+}
+
+/// CPUs that run guests, as a mask: those of `wanted`, whose bit n is the n-th of them (0 = all). QEMU's emulator keeps its first CPU's
+/// guest flags where every FXRSTOR on another CPU writes as well (decision 0004): there the boot CPU runs no guest.
+pub fn for_guests(wanted: u32) -> u32 {
+    const TCG: u32 = u32::from_le_bytes(*b"TCGT");
+    let spared = u32::from(count() > 1 && __cpuid(0x4000_0000).ebx == TCG);
+    let all = u32::MAX >> (MAX_CPUS as u32 - count());
+    (if wanted == 0 { u32::MAX } else { wanted }) << spared & all
 }
 
 /// A started CPU says so.
@@ -51,7 +61,7 @@ pub fn start(lapics: &[LocalApic], entry: extern "C" fn(&'static PerCpu) -> !) {
     }
     for lapic in lapics.iter().filter(|l| l.id != own) {
         let id = count();
-        if id as usize >= crate::percpu::MAX_CPUS {
+        if id as usize >= MAX_CPUS {
             log::warn!("CPU with APIC ID {} left out: {id} CPUs is the limit", lapic.id);
             break;
         }

@@ -5,9 +5,8 @@
 
 use crate::context::Context;
 use crate::domain::Domain;
-use crate::events;
 use crate::shared_frame::SharedFrame;
-use crate::time;
+use crate::{events, smp, time};
 use abi::sched::POLL_MAX_PORTS;
 use abi::shared::{shared_info, time_info, vcpu_info};
 use abi::vcpu::RunstateInfo;
@@ -57,7 +56,7 @@ pub struct Vcpu {
     pub id: VcpuId,
     /// Whose it is.
     pub domain: Weak<Domain>,
-    /// CPUs it may run on, bit per CPU.
+    /// CPUs it may run on, bit per CPU ([`smp::for_guests`]).
     pub cpu_mask: u32,
     /// The CPU it runs on, or ran on last.
     pub cpu: AtomicU32,
@@ -131,7 +130,7 @@ impl Vcpu {
         Self {
             id: VcpuId(id),
             domain,
-            cpu_mask: if record.cpu_mask == 0 { u32::MAX } else { record.cpu_mask },
+            cpu_mask: smp::for_guests(record.cpu_mask),
             cpu: AtomicU32::new(cpu),
             state: AtomicU8::new(state::DOWN),
             in_guest: AtomicBool::new(false),

@@ -2,7 +2,7 @@
 
 use super::Caller;
 use crate::domain::{self, Domain};
-use crate::{console, deadlines, device, grants, heap, iommu, lifecycle, mem, percpu, power, time};
+use crate::{console, deadlines, device, grants, heap, iommu, lifecycle, mem, power, smp, time};
 use abi::xenolith::{self as x, ConsoleRead, DomInfo, DomOp, Info, SelfInfo};
 use abi::{DomId, Errno, bundle::special};
 use alloc::sync::Arc;
@@ -69,7 +69,7 @@ fn machine() -> Info {
     let frames = mem::frames();
     Info {
         version: x::ABI_VERSION,
-        cpus: percpu::all().count() as u32,
+        cpus: smp::for_guests(0).count_ones(),
         tsc_khz: time::tsc_khz(),
         total_frames: frames.ram_count(),
         free_frames: frames.free_count(),

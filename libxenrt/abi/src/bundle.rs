@@ -102,7 +102,7 @@ pub struct Domain {
     pub vcpus: u32,
     /// [`entry`].
     pub entry_kind: u32,
-    /// Physical CPUs its vCPUs may run on, bit per CPU; 0 = any.
+    /// CPUs its vCPUs may run on, bit n for the n-th of those that run guests; 0 = any.
     pub cpu_mask: u32,
     /// Entry registers.
     pub rip: u64,

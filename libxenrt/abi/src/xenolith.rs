@@ -156,7 +156,7 @@ wire!(
     Info {
         /// [`ABI_VERSION`].
         version: u32,
-        /// Physical CPUs running.
+        /// CPUs that run domains.
         cpus: u32,
         /// Frequency of the TSC.
         tsc_khz: u64,

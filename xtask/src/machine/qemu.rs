@@ -39,7 +39,9 @@ pub fn arguments(
     } else {
         put(&["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", &format!("EPYC,+svm,+npt{minus}")]);
     }
-    put(&["-smp", &machine.cpus.to_string(), "-m", &format!("{}M", machine.memory.0 >> 20)]);
+    // The emulator's first CPU runs no guest (`hypervisor/src/smp.rs`).
+    let cpus = machine.cpus + u32::from(!kvm);
+    put(&["-smp", &cpus.to_string(), "-m", &format!("{}M", machine.memory.0 >> 20)]);
     put(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     if !lacks.iommu {
         // `pt=off`: QEMU 10.0 would otherwise pass all DMA untranslated.
@@ -175,7 +177,7 @@ mod tests {
         let bare = arguments(&Lacks { features: vec!["npt".into()], iommu: true, ..Lacks::default() });
         assert!(bare.contains(",+npt,-npt ") && !bare.contains("amd-iommu"), "{bare}");
         for part in [
-            "-machine q35 -accel tcg,thread=multi -cpu EPYC,+svm,+npt -smp 2 -m 64M",
+            "-machine q35 -accel tcg,thread=multi -cpu EPYC,+svm,+npt -smp 3 -m 64M",
             "-device amd-iommu,intremap=on,pt=off -trace amdvi_page_fault",
             "-netdev stream,id=n0,server=off,addr.type=unix,addr.path=/run/net0",
             "-device e1000,netdev=n0,addr=0x3,mac=52:54:00:00:00:01",

@@ -34,7 +34,7 @@ pub struct System {
 pub struct Machine {
     /// RAM.
     pub memory: Size,
-    /// CPUs.
+    /// CPUs that run domains.
     pub cpus: u32,
     /// Network interfaces, all on the host's endpoint.
     #[serde(rename = "nic", default)]
@@ -90,7 +90,7 @@ pub struct Domain {
     /// Virtual CPUs.
     #[serde(default = "one")]
     pub vcpus: u32,
-    /// Physical CPUs it may run on; empty = all.
+    /// CPUs it may run on, of the machine's `cpus`; empty = all.
     #[serde(default)]
     pub cpus: Vec<u32>,
     /// The PCI function it owns.
