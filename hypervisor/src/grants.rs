@@ -13,8 +13,11 @@ use hv_core::grants::{Access, EntryTable, GrantError, Grants, Mapping, Place, Wa
 use hv_core::{Dfn, Gfn, Mfn};
 use spin::{Mutex, MutexGuard};
 
-/// Mappings a domain may hold at once: bounds the records kept for it.
+/// Mappings a domain may hold at once: bounds the records kept for it, 100 bytes each.
 const MAPS_MAX: usize = 1024;
+/// The same for a domain with a device, which keeps its frontends' data mapped: four vbds of 32 requests, each with 32 pages
+/// of data and one that names them, and the rings.
+const DRIVER_MAPS_MAX: usize = 4 * 33 * 32 + 128;
 
 static GRANTS: Mutex<Grants> = Mutex::new(Grants::new());
 
@@ -120,7 +123,8 @@ pub fn take_back_all(user: &Domain) {
 
 /// A domain comes to be.
 pub fn add_domain(domain: &Domain) {
-    table().add_domain(domain.id, MAPS_MAX);
+    let max = if domain.record.nr_devices > 0 { DRIVER_MAPS_MAX } else { MAPS_MAX };
+    table().add_domain(domain.id, max);
 }
 
 /// Lets the grant table have at least `wanted` frames.

@@ -20,7 +20,7 @@ pub mod window {
     /// Grants of other domains mapped here.
     pub const FOREIGN: u64 = START + 0x10_0000;
     /// Pages in the foreign part.
-    pub const FOREIGN_PAGES: usize = 4096;
+    pub const FOREIGN_PAGES: usize = 8192;
     /// Where everything mapped 1:1 ends (devices' registers lie between).
     pub const END: u64 = 0x1_0000_0000;
 }

@@ -42,6 +42,14 @@ impl SharedPage {
         Self { base: mapping.base(), backing: Backing::Foreign(mapping) }
     }
 
+    /// The mapping behind it, if it is another domain's page.
+    pub(crate) fn into_mapping(self) -> Option<Mapping> {
+        match self.backing {
+            Backing::Foreign(mapping) => Some(mapping),
+            Backing::Own(_) | Backing::Fixed => None,
+        }
+    }
+
     /// The page the hypervisor keeps at `gpa`.
     ///
     /// # Safety

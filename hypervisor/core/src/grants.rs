@@ -136,8 +136,15 @@ struct Active {
 #[derive(Debug, Default)]
 struct Handles {
     slots: Vec<Option<Mapping>>,
+    /// Which of them are empty.
+    free: Vec<u32>,
     limit: usize,
-    live: usize,
+}
+
+impl Handles {
+    const fn live(&self) -> usize {
+        self.slots.len().saturating_sub(self.free.len())
+    }
 }
 
 /// All grants in use.
@@ -156,12 +163,12 @@ impl Grants {
 
     /// A domain comes to be. It may hold `max_maps` mappings.
     pub fn add_domain(&mut self, dom: DomId, max_maps: usize) {
-        self.handles.insert(dom, Handles { slots: Vec::new(), limit: max_maps, live: 0 });
+        self.handles.insert(dom, Handles { limit: max_maps, ..Handles::default() });
     }
 
     /// Mappings a domain holds.
     pub fn held(&self, user: DomId) -> usize {
-        self.handles.get(&user).map_or(0, |h| h.live)
+        self.handles.get(&user).map_or(0, Handles::live)
     }
 
     /// Whether a domain's entry is in use.
@@ -230,24 +237,19 @@ impl Grants {
         let Some(active) = self.active.get_mut(&(grantor, gref)) else { return };
         active.readers = active.readers.saturating_sub(u32::from(readonly));
         active.writers = active.writers.saturating_sub(u32::from(!readonly));
-        let mut bits = 0;
-        if active.writers == 0 {
-            bits |= u32::from(GTF_WRITING);
-        }
+        let mut bits = if active.writers == 0 { u32::from(GTF_WRITING) } else { 0 };
         if active.writers == 0 && active.readers == 0 {
             bits |= u32::from(GTF_READING);
             self.active.remove(&(grantor, gref));
         }
-        if let Some(table) = table
-            && bits != 0
-        {
+        if let Some(table) = table.filter(|_| bits != 0) {
             table.clear(gref, bits);
         }
     }
 
     /// Whether a domain may hold one mapping more.
     pub fn has_room(&self, user: DomId) -> bool {
-        self.handles.get(&user).is_some_and(|h| h.live < h.limit)
+        self.handles.get(&user).is_some_and(|h| h.live() < h.limit)
     }
 
     /// Enters an access, which the caller has put into page tables at `place`, as a mapping and gives its handle.
@@ -255,17 +257,16 @@ impl Grants {
     /// # Errors
     /// The access, where the user's table of handles is full; nothing changed.
     pub fn hold(&mut self, place: Place, access: Access) -> Result<u32, Access> {
-        let Some(handles) = self.handles.get_mut(&access.want.user).filter(|h| h.live < h.limit) else {
+        let Some(handles) = self.handles.get_mut(&access.want.user).filter(|h| h.live() < h.limit) else {
             return Err(access);
         };
-        let free = handles.slots.iter().position(Option::is_none).unwrap_or(handles.slots.len());
+        let handle = handles.free.pop().unwrap_or(handles.slots.len() as u32);
         let mapping = Some(Mapping { place, access });
-        match handles.slots.get_mut(free) {
+        match handles.slots.get_mut(handle as usize) {
             Some(slot) => *slot = mapping,
             None => handles.slots.push(mapping),
         }
-        handles.live = handles.live.saturating_add(1);
-        Ok(free as u32)
+        Ok(handle)
     }
 
     /// Takes a mapping out of its user's table; `gfn` is where the user says it is.
@@ -279,7 +280,7 @@ impl Grants {
         if slot.as_ref().ok_or(bad)?.place.gfn != gfn {
             return Err(GrantError::BadAddress(gfn));
         }
-        handles.live = handles.live.saturating_sub(1);
+        handles.free.push(handle);
         slot.take().ok_or(bad)
     }
 
@@ -287,7 +288,7 @@ impl Grants {
     #[must_use]
     pub fn take_back_all(&mut self, user: DomId) -> Vec<Mapping> {
         let Some(handles) = self.handles.get_mut(&user) else { return Vec::new() };
-        handles.live = 0;
+        handles.free.clear();
         core::mem::take(&mut handles.slots).into_iter().flatten().collect()
     }
 
