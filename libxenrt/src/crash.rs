@@ -4,6 +4,7 @@
 //!
 //! The fault is real each time: recursion into the guard page, a store to the unmapped page 0, a loop with interrupts off.
 
+use crate::config::Config;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 /// What to commit.
@@ -70,6 +71,13 @@ impl Order {
         };
         Some(Self { kind: Kind::parse(name)?, after })
     }
+}
+
+/// The order a domain's configuration gives this generation: `crash` (`KIND[:COUNT]`) on the first `crash-times` (default 1).
+#[must_use]
+pub fn configured(config: &Config<'_>, generation: u32) -> Option<Order> {
+    let due = generation < config.number("crash-times").unwrap_or(1);
+    due.then(|| config.get("crash").and_then(Order::parse)).flatten()
 }
 
 /// The kind armed, or 0.

@@ -4,7 +4,8 @@
 //! frontends, and only then comes what can wait (the watchdog, statistics, the line that tells of the start).
 //!
 //! Configuration (`[domain.config]` of the system manifest) that every driver domain knows, all optional: `watchdog-ms` (default 20,
-//! 0 = none), `dma-target` (where the crash kind `dma` points the device, default: behind this domain's RAM).
+//! 0 = none), `dma-target` (where the crash kind `dma` points the device, default: behind this domain's RAM), and for tests `crash` and
+//! `crash-times` ([`crash::configured`]).
 
 use crate::channels::Channels;
 use crate::function::Function;
@@ -152,6 +153,9 @@ impl<B: Backend> Domain<B> {
         let driver = bring_up(&function)?;
         let device_ready = clock::now();
         let mut setting = Setting::new()?;
+        if let Some(order) = crash::configured(&setting.config, setting.me.generation) {
+            crash::arm(order);
+        }
         let interrupt = function.device().interrupt().map_err(|e| format!("interrupt: {e:?}"))?;
         let mut backend = start(driver, &mut setting)?;
         let Setting { me, config, mut store, .. } = setting;

@@ -34,9 +34,7 @@ fn run() {
         }
         log::info!("tick {tick}, {} us late", clock::now().since(due).as_micros());
     }
-    if generation < config.number("crash-times").unwrap_or(1)
-        && let Some(order) = config.get("crash").and_then(crash::Order::parse)
-    {
+    if let Some(order) = crash::configured(&config, generation) {
         log::info!("about to commit {}", order.kind.name());
         crash::commit(order.kind);
     }
