@@ -1,15 +1,14 @@
-//! A vif in xenstore: where its directories are, what we offer, what its frontend chose, and what to do when a state
-//! changes. The words are those of `public/io/netif.h` and Linux's xen-netback; a frontend for that is one for us.
+//! A vif in xenstore: what we offer and what its frontend chose. Where its directories are and what to do when a state changes is
+//! every backend's ([`xenbus`]). The words are those of `public/io/netif.h` and Linux's xen-netback; a frontend for that is one for us.
 //!
 //! ```text
 //! /local/domain/B/backend/vif/F/I/  frontend mac state rules feature-*     ours
 //! /local/domain/F/device/vif/I/     state tx-ring-ref rx-ring-ref event-channel[-tx|-rx] feature-* request-*    the frontend's
 //! ```
-//!
-//! Everything is read in as few round trips as there are levels, for all vifs together: a restart waits for this.
 
 use crate::nic::MacAddr;
 use crate::{Store, StoreError};
+use ::backend::xenbus::{self, Found};
 use abi::io::xenbus::XenbusState;
 use abi::{DomId, EvtchnPort, GrantRef};
 use alloc::format;
@@ -63,24 +62,11 @@ pub(crate) struct Features {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BadKey(pub &'static str);
 
-/// Our root directory.
-pub(crate) fn root(me: DomId) -> String {
-    format!("/local/domain/{me}/backend/vif")
-}
-
-/// The directory of a vif on our side.
-pub(crate) fn back_path(me: DomId, frontend: DomId, device: u16) -> String {
-    format!("{}/{frontend}/{device}", root(me))
-}
-
-/// The usual directory of a vif on its frontend's side.
-pub(crate) fn front_path(frontend: DomId, device: u16) -> String {
-    format!("/local/domain/{frontend}/device/vif/{device}")
-}
+/// What our devices are called in xenstore.
+pub(crate) const KIND: &str = "vif";
 
 /// The nodes read of a frontend, in the order of [`parse_keys`].
-const FRONT_NODES: [&str; 13] = [
-    "state",
+const FRONT_NODES: [&str; 12] = [
     "tx-ring-ref",
     "rx-ring-ref",
     "event-channel",
@@ -100,50 +86,23 @@ const FRONT_NODES: [&str; 13] = [
 /// # Errors
 /// The store's; a directory that is incomplete is no error, it is left out.
 pub(crate) fn discover<S: Store>(store: &mut S, me: DomId) -> Result<Vec<Directory>, StoreError> {
-    let root = root(me);
-    let frontends = store.list(core::slice::from_ref(&root))?.into_iter().next().unwrap_or_default();
-    let paths: Vec<String> = frontends.iter().map(|f| format!("{root}/{f}")).collect();
-    let mut found: Vec<(DomId, u16, String)> = Vec::new();
-    for ((name, path), devices) in frontends.iter().zip(&paths).zip(store.list(&paths)?) {
-        let Ok(frontend) = name.parse().map(DomId) else { continue };
-        let numbers = devices.iter().filter_map(|device| device.parse().ok());
-        found.extend(numbers.map(|device: u16| (frontend, device, format!("{path}/{device}"))));
-    }
-    let nodes: Vec<String> = found
-        .iter()
-        .flat_map(|(.., back)| ["frontend", "mac", "state", "rules"].map(|node| format!("{back}/{node}")))
-        .collect();
-    let mut values = store.read(&nodes)?.into_iter();
-    let mut vifs = Vec::new();
-    for (frontend, device, back) in found {
-        let [front, mac, state, rules] = [(); 4].map(|()| values.next().flatten());
-        let Some(front) = front.filter(|front| !front.is_empty()) else { continue };
-        vifs.push(Directory {
-            frontend,
-            device,
-            back,
-            front,
-            mac: mac.as_deref().and_then(parse_mac),
-            rules,
-            back_state: parse_state(state.as_deref()),
-            front_state: XenbusState::Unknown,
-            keys: Err(BadKey("state")),
-        });
-    }
-    let nodes: Vec<String> =
-        vifs.iter().flat_map(|vif| FRONT_NODES.map(|node| format!("{}/{node}", vif.front))).collect();
-    let mut values = store.read(&nodes)?.into_iter();
-    for vif in &mut vifs {
-        let values = FRONT_NODES.map(|_| values.next().flatten());
-        let [state, keys @ ..] = &values;
-        vif.front_state = parse_state(state.as_deref());
-        vif.keys = parse_keys(keys);
-    }
-    Ok(vifs)
+    let found = xenbus::discover(store, me, KIND, ["mac", "rules"], FRONT_NODES)?;
+    Ok(found.into_iter().map(directory).collect())
 }
 
-fn parse_state(value: Option<&str>) -> XenbusState {
-    value.map_or(XenbusState::Unknown, XenbusState::parse)
+fn directory(found: Found<2, 12>) -> Directory {
+    let [mac, rules] = found.back_values;
+    Directory {
+        frontend: found.frontend,
+        device: found.device,
+        back: found.back,
+        front: found.front,
+        mac: mac.as_deref().and_then(parse_mac),
+        rules,
+        back_state: found.back_state,
+        front_state: found.front_state,
+        keys: parse_keys(&found.front_values),
+    }
 }
 
 fn parse_mac(text: &str) -> Option<MacAddr> {
@@ -196,56 +155,8 @@ pub(crate) fn offer(back: &str) -> Vec<(String, String)> {
     ];
     let mut nodes: Vec<_> =
         features.iter().map(|(node, value)| (format!("{back}/{node}"), (*value).to_string())).collect();
-    nodes.push(state(back, XenbusState::InitWait));
+    nodes.push(xenbus::state(back, XenbusState::InitWait));
     nodes
-}
-
-/// Our state node.
-pub(crate) fn state(back: &str, state: XenbusState) -> (String, String) {
-    (format!("{back}/state"), state.as_str().to_string())
-}
-
-/// What a pair of states asks of us.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// Nothing.
-    Stay,
-    /// Let go of the rings, if any, and offer the device (again).
-    Offer,
-    /// Take up rings that the frontend has just set up.
-    Connect,
-    /// Take up rings that an earlier instance of this domain served.
-    Reattach,
-    /// Let go of the rings and say so with this state.
-    Close(XenbusState),
-}
-
-/// The step for our state and the frontend's; `live` if this instance holds the rings.
-pub(crate) fn step(back: XenbusState, front: XenbusState, live: bool) -> Step {
-    use XenbusState::{Closed, Closing, Connected, InitWait, Initialised, Initialising, Reconfigured, Reconfiguring};
-    match (front, back) {
-        // A frontend that starts (again): its rings, if we still hold some, are its former life's.
-        (Initialising, InitWait) if !live => Step::Stay,
-        (Initialising, _) => Step::Offer,
-        (Initialised | Connected, Connected) => match live {
-            true => Step::Stay,
-            false => Step::Reattach,
-        },
-        (Initialised | Connected, InitWait) => Step::Connect,
-        // We died before we could offer, yet the frontend is ready: it has read an earlier instance's offer.
-        (Initialised | Connected, Initialising | XenbusState::Unknown) => Step::Connect,
-        // We closed it: the frontend has to begin again.
-        (Initialised | Connected, _) => Step::Stay,
-        (Closing, Closing | Closed) if !live => Step::Stay,
-        (Closing, _) => Step::Close(Closing),
-        (Closed, Closed) if !live => Step::Stay,
-        (Closed, _) => Step::Close(Closed),
-        // No frontend (yet): an offer waits for it, anything else is over.
-        (XenbusState::Unknown, InitWait | Closed) if !live => Step::Stay,
-        (XenbusState::Unknown, Initialising | XenbusState::Unknown) if !live => Step::Offer,
-        (XenbusState::Unknown, _) => Step::Close(Closed),
-        (InitWait | Reconfiguring | Reconfigured, _) => Step::Stay,
-    }
 }
 
 #[cfg(test)]

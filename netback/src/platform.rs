@@ -1,12 +1,13 @@
-//! What the backend needs of the domain it runs in, beside xenstore ([`xenstore::Store`]). libxenrt's wiring implements it with
+//! What the backend needs of the domain it runs in, beside [`Runtime`] and xenstore ([`xenstore::Store`]). libxenrt's wiring implements it with
 //! hypercalls, the simulation with a fake hypervisor. All calls return at once.
 
+use ::backend::Runtime;
 use abi::grant::GrantCopy;
-use abi::{DomId, Errno, EvtchnPort, GrantRef};
+use abi::{DomId, Errno, GrantRef};
 use ring::SharedMem;
 
-/// Grants, events and time.
-pub trait Platform {
+/// Grants.
+pub trait Platform: Runtime {
     /// A frontend's ring page, mapped; dropping it takes the mapping away.
     type Page: SharedMem;
 
@@ -16,26 +17,8 @@ pub trait Platform {
     /// A grant does not permit it.
     fn map(&mut self, dom: DomId, grefs: [GrantRef; 2]) -> Result<[Self::Page; 2], Errno>;
 
-    /// Binds to `dom`'s port (`EVTCHNOP_bind_interdomain`); events of the local port wake the domain.
-    ///
-    /// # Errors
-    /// The port is not there for this domain.
-    fn bind(&mut self, dom: DomId, port: EvtchnPort) -> Result<EvtchnPort, Errno>;
-
-    /// Closes a local port.
-    fn unbind(&mut self, port: EvtchnPort);
-
-    /// Sends events; one multicall where there are several.
-    fn notify(&mut self, ports: &[EvtchnPort]);
-
     /// Performs grant copies in one hypercall (or as few as its limits allow) and fills in every `status`.
     fn copy(&mut self, operations: &mut [GrantCopy]);
-
-    /// Microseconds since some start; never goes back.
-    fn now_us(&self) -> u64;
-
-    /// A step of the backend is done; fault injection may end the domain here.
-    fn crash_point(&mut self) {}
 }
 
 /// The domain's packet memory: contiguous, page-aligned RAM that the device may read and write. The device may write at

@@ -161,3 +161,36 @@ pub fn step(back: XenbusState, front: XenbusState, live: bool) -> Step {
         (InitWait | Reconfiguring | Reconfigured, _) => Step::Stay,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use XenbusState::{Closed, Closing, Connected, InitWait, Initialised, Initialising};
+
+    #[test]
+    fn an_ordinary_life() {
+        assert_eq!(step(Initialising, Initialising, false), Step::Offer);
+        assert_eq!(step(InitWait, Initialising, false), Step::Stay);
+        assert_eq!(step(InitWait, Initialised, false), Step::Connect);
+        assert_eq!(step(InitWait, Connected, false), Step::Connect);
+        assert_eq!(step(Connected, Connected, true), Step::Stay);
+        assert_eq!(step(Connected, Closing, true), Step::Close(Closing));
+        assert_eq!(step(Closing, Closed, false), Step::Close(Closed));
+        assert_eq!(step(Closed, Initialising, false), Step::Offer);
+    }
+
+    #[test]
+    fn a_restarted_backend_continues_only_what_was_connected() {
+        assert_eq!(step(Connected, Connected, false), Step::Reattach);
+        assert_eq!(step(InitWait, Connected, false), Step::Connect);
+        assert_eq!(step(Closing, Connected, false), Step::Stay, "closed for a breach, stays closed");
+        assert_eq!(step(Connected, Initialising, false), Step::Offer);
+    }
+
+    #[test]
+    fn a_restarted_frontend_begins_again() {
+        assert_eq!(step(Connected, Initialising, true), Step::Offer);
+        assert_eq!(step(Connected, XenbusState::Unknown, true), Step::Close(Closed));
+        assert_eq!(step(XenbusState::Unknown, XenbusState::Unknown, false), Step::Offer);
+    }
+}

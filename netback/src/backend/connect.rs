@@ -3,16 +3,17 @@
 use super::{Backend, BackendStats, Config};
 use crate::cache;
 use crate::frames::Frames;
-use crate::negotiate::{self, Directory, Step, discover, offer, step};
+use crate::negotiate::{Directory, KIND, discover, offer};
 use crate::nic::{MacAddr, Nic, RxFilter};
 use crate::pool::Pool;
 use crate::rx::Batch;
 use crate::vif::{Connection, Vif};
 use crate::{Area, Fabric, Platform, PortId, Store, StoreError};
+use ::backend::cache as framing;
+use ::backend::xenbus::{self, Step, state_of, step};
 use abi::DomId;
 use abi::io::xenbus::XenbusState;
 use alloc::collections::VecDeque;
-use alloc::string::String;
 use alloc::vec::Vec;
 use ring::{Recovery, SharedMem};
 
@@ -59,7 +60,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         let directories = match cached {
             Some(directories) => directories,
             None => {
-                store.watch(&negotiate::root(parts.me))?;
+                store.watch(&xenbus::root(parts.me, KIND))?;
                 discover(store, parts.me)?
             }
         };
@@ -155,7 +156,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
 
     /// The store says that something at `path` changed. The next turns look at it.
     pub fn store_changed(&mut self, path: &str) {
-        let root = negotiate::root(self.me);
+        let root = xenbus::root(self.me, KIND);
         let mut relevant = path.starts_with(&root);
         for vif in self.vifs.iter().flatten() {
             if let Some(below) = path.strip_prefix(vif.back.as_str()) {
@@ -206,7 +207,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
     /// Sets the watches that a start from the cache has left out.
     fn watch<St: Store>(&mut self, store: &mut St) -> Result<(), StoreError> {
         if !self.watching {
-            store.watch(&negotiate::root(self.me))?;
+            store.watch(&xenbus::root(self.me, KIND))?;
             for vif in self.vifs.iter().flatten() {
                 store.watch(&state_of(&vif.front))?;
             }
@@ -221,7 +222,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         if connected.clone().all(|vif| vif.known.is_some()) {
             cache::save(self.survivor.page(), self.me, connected.filter_map(|vif| vif.known.as_ref()));
         } else {
-            cache::clear(self.survivor.page());
+            framing::clear(self.survivor.page());
         }
     }
 
@@ -305,7 +306,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         vif.state = state;
         let nodes = match state {
             XenbusState::InitWait => offer(&vif.back),
-            _ => alloc::vec![negotiate::state(&vif.back, state)],
+            _ => alloc::vec![xenbus::state(&vif.back, state)],
         };
         if let Err(error) = store.write(&nodes) {
             log::warn!("{vif}: state {state:?} could not be written: {error:?}");
@@ -383,10 +384,6 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
             multicast: &[],
         });
     }
-}
-
-fn state_of(directory: &str) -> String {
-    alloc::format!("{directory}/state")
 }
 
 /// Takes up the rings of a dead instance. Where that is not possible this one vif is closed; [`Backend::follow`] says so.

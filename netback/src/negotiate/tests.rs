@@ -1,5 +1,5 @@
 use super::*;
-use XenbusState::{Closed, Closing, Connected, InitWait, Initialised, Initialising};
+use XenbusState::Connected;
 use std::collections::BTreeMap;
 
 /// A store that is a map, counting round trips.
@@ -90,31 +90,4 @@ fn a_bad_node_is_named() {
     }
     assert_eq!(parse_mac("01:00:00:00:00:07"), None, "a group address");
     assert_eq!(parse_mac("02:00:00:00:00:07:08"), None);
-}
-
-#[test]
-fn an_ordinary_life() {
-    assert_eq!(step(Initialising, Initialising, false), Step::Offer);
-    assert_eq!(step(InitWait, Initialising, false), Step::Stay);
-    assert_eq!(step(InitWait, Initialised, false), Step::Connect);
-    assert_eq!(step(InitWait, Connected, false), Step::Connect);
-    assert_eq!(step(Connected, Connected, true), Step::Stay);
-    assert_eq!(step(Connected, Closing, true), Step::Close(Closing));
-    assert_eq!(step(Closing, Closed, false), Step::Close(Closed));
-    assert_eq!(step(Closed, Initialising, false), Step::Offer);
-}
-
-#[test]
-fn a_restarted_backend_continues_only_what_was_connected() {
-    assert_eq!(step(Connected, Connected, false), Step::Reattach);
-    assert_eq!(step(InitWait, Connected, false), Step::Connect);
-    assert_eq!(step(Closing, Connected, false), Step::Stay, "closed for a breach, stays closed");
-    assert_eq!(step(Connected, Initialising, false), Step::Offer);
-}
-
-#[test]
-fn a_restarted_frontend_begins_again() {
-    assert_eq!(step(Connected, Initialising, true), Step::Offer);
-    assert_eq!(step(Connected, XenbusState::Unknown, true), Step::Close(Closed));
-    assert_eq!(step(XenbusState::Unknown, XenbusState::Unknown, false), Step::Offer);
 }

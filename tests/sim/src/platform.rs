@@ -4,6 +4,7 @@
 use crate::world::{BACKEND, World};
 use abi::grant::GrantCopy;
 use abi::{DomId, Errno, EvtchnPort, GrantRef, PAGE_SIZE};
+use backend::Runtime;
 use hv_core::Mfn;
 use netback::{Area, Platform};
 use ring::SharedMem;
@@ -61,19 +62,7 @@ impl Drop for Page {
 /// Hypercalls.
 pub struct Calls(pub Rc<World>);
 
-impl Platform for Calls {
-    type Page = Page;
-
-    fn map(&mut self, dom: DomId, grefs: [GrantRef; 2]) -> Result<[Page; 2], Errno> {
-        self.0.point();
-        let map = |gref| -> Result<Page, Errno> {
-            let (mfn, handle) = self.0.map(BACKEND, dom, gref).map_err(|_| Errno::EINVAL)?;
-            Ok(Page { world: self.0.clone(), mfn, mapping: Some((handle, self.0.generation.get())) })
-        };
-        let [a, b] = grefs.map(map);
-        Ok([a?, b?])
-    }
-
+impl Runtime for Calls {
     fn bind(&mut self, dom: DomId, port: EvtchnPort) -> Result<EvtchnPort, Errno> {
         self.0.point();
         let mut hv = self.0.hv.borrow_mut();
@@ -96,20 +85,34 @@ impl Platform for Calls {
         }
     }
 
+    fn now_us(&self) -> u64 {
+        self.0.now_us.get()
+    }
+
+    fn crash_point(&mut self) {
+        self.0.point();
+    }
+}
+
+impl Platform for Calls {
+    type Page = Page;
+
+    fn map(&mut self, dom: DomId, grefs: [GrantRef; 2]) -> Result<[Page; 2], Errno> {
+        self.0.point();
+        let map = |gref| -> Result<Page, Errno> {
+            let (mfn, handle) = self.0.map(BACKEND, dom, gref).map_err(|_| Errno::EINVAL)?;
+            Ok(Page { world: self.0.clone(), mfn, mapping: Some((handle, self.0.generation.get())) })
+        };
+        let [a, b] = grefs.map(map);
+        Ok([a?, b?])
+    }
+
     fn copy(&mut self, operations: &mut [GrantCopy]) {
         self.0.point();
         for operation in operations {
             self.0.access(); // peers do not stand still during the call
             self.0.copy(BACKEND, operation);
         }
-        self.0.point();
-    }
-
-    fn now_us(&self) -> u64 {
-        self.0.now_us.get()
-    }
-
-    fn crash_point(&mut self) {
         self.0.point();
     }
 }

@@ -2,6 +2,7 @@
 
 use abi::grant::{GNTCOPY_DEST_GREF, GrantCopy, status};
 use abi::{DomId, Errno, EvtchnPort, GrantRef, PAGE_SIZE};
+use backend::Runtime;
 use core::ops::Range;
 use driver_domain::Channels;
 use libxenrt::SharedPage;
@@ -60,17 +61,7 @@ impl Hypercalls {
     }
 }
 
-impl Platform for Hypercalls {
-    type Page = SharedPage;
-
-    fn map(&mut self, dom: DomId, grefs: [GrantRef; 2]) -> Result<[SharedPage; 2], Errno> {
-        let request = |gref| MapRequest { dom, gref, access: Access::ReadWrite, device: false };
-        let mut pages = grant::map_many(&grefs.map(request))?.into_iter();
-        // Where one fails the other is unmapped by being dropped.
-        let [a, b] = [(); 2].map(|()| pages.next().unwrap_or(Err(GrantError::NoRoom)));
-        Ok([a?, b?])
-    }
-
+impl Runtime for Hypercalls {
     fn bind(&mut self, dom: DomId, port: EvtchnPort) -> Result<EvtchnPort, Errno> {
         self.channels.bind(dom, port)
     }
@@ -83,6 +74,26 @@ impl Platform for Hypercalls {
         self.channels.notify(ports);
     }
 
+    fn now_us(&self) -> u64 {
+        self.channels.now_us()
+    }
+
+    fn crash_point(&mut self) {
+        self.channels.crash_point();
+    }
+}
+
+impl Platform for Hypercalls {
+    type Page = SharedPage;
+
+    fn map(&mut self, dom: DomId, grefs: [GrantRef; 2]) -> Result<[SharedPage; 2], Errno> {
+        let request = |gref| MapRequest { dom, gref, access: Access::ReadWrite, device: false };
+        let mut pages = grant::map_many(&grefs.map(request))?.into_iter();
+        // Where one fails the other is unmapped by being dropped.
+        let [a, b] = [(); 2].map(|()| pages.next().unwrap_or(Err(GrantError::NoRoom)));
+        Ok([a?, b?])
+    }
+
     fn copy(&mut self, operations: &mut [GrantCopy]) {
         assert!(operations.iter().all(|op| self.is_ours(op)), "a grant copy outside of packet memory");
         // SAFETY: I6 – just checked: our side of each operation is the packet area, a DMA region.
@@ -90,13 +101,5 @@ impl Platform for Hypercalls {
             log::warn!("grant copy refused: {e}");
             operations.iter_mut().for_each(|op| op.status = status::GENERAL_ERROR);
         }
-    }
-
-    fn now_us(&self) -> u64 {
-        self.channels.now_us()
-    }
-
-    fn crash_point(&mut self) {
-        self.channels.crash_point();
     }
 }

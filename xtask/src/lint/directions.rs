@@ -29,7 +29,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("hostile", &["abi", "ring", "xenstore", "libxenrt"]),
     // What all driver domains do knows neither backends nor drivers.
     ("driver-domain", &["abi", "backend", "hw", "xenstore", "libxenrt"]),
-    ("netback-e1000", &["abi", "libxenrt", "driver-domain", "netback", "netback-e1000-driver"]),
+    ("netback-e1000", &["abi", "backend", "libxenrt", "driver-domain", "netback", "netback-e1000-driver"]),
     ("web", &["abi", "libxenrt"]),
     (
         "sim",
