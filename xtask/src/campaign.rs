@@ -6,6 +6,7 @@ use crate::machine::load::Load;
 use crate::machine::protocol::{AllStats, System as Memory};
 use crate::machine::{self, Lacks, Machine, Options};
 use crate::manifest::System;
+use crate::random::Random;
 use crate::{image, progress, run, setup};
 use anyhow::{Context, Result};
 use clap::Subcommand;
@@ -59,22 +60,6 @@ struct Report {
     failures: Vec<String>,
 }
 
-/// SplitMix64: what a seed gives is the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end.max(1)
-    }
-}
-
 /// The command.
 ///
 /// # Errors
@@ -84,7 +69,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let system = System::load(name)?;
     setup::ensure_all()?;
     let built = image::system(&system, name)?;
-    let options = Options { name: name.clone(), public: true, lacks: Lacks::default() };
+    let options = Options { name: name.clone(), public: true, lacks: Lacks::default(), drives: None };
     let mut machine = Machine::start(&system, &built, &options, machine::reserve(0)?, |_| ())?;
     machine.wait_until_serving(0, run::BOOT_PATIENCE)?;
     machine.probe_all()?;

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 pub const QEMU: &str = "qemu-system-x86_64";
 /// Oldest version with `-netdev stream`.
 const OLDEST: (u32, u32) = (7, 2);
-const DEVICES: [&str; 3] = ["amd-iommu", "e1000", "isa-debug-exit"];
+const DEVICES: [&str; 6] = ["amd-iommu", "e1000", "ich9-ahci", "ide-hd", "virtio-blk-pci", "isa-debug-exit"];
 
 /// Makes sure of everything; returns QEMU's version.
 ///

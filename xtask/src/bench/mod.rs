@@ -105,7 +105,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let place = Place::here(&qemu);
     let built = image::system(&system, &args.system)?;
     let start = || {
-        let options = Options { name: args.system.clone(), public: true, lacks: Lacks::default() };
+        let options = Options { name: args.system.clone(), public: true, lacks: Lacks::default(), drives: None };
         Machine::start(&system, &built, &options, machine::reserve(0)?, |_| ())
     };
     let (text, json) = match &args.what {

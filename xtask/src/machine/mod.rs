@@ -7,6 +7,7 @@ pub mod monitor;
 pub mod protocol;
 pub mod qemu;
 
+use crate::drive::Drives;
 use crate::hostnet::{self, Guest, Host};
 use crate::image::Built;
 use crate::manifest::System;
@@ -21,6 +22,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Longest path a socket can have (`sun_path` less its NUL and our longest name).
@@ -34,6 +36,8 @@ pub struct Options {
     pub public: bool,
     /// What the machine lacks, for tests of what then is said.
     pub lacks: Lacks,
+    /// Drives that are there already; opened and given up with the machine if none.
+    pub drives: Option<Arc<Drives>>,
 }
 
 /// Hardware left out of a machine.
@@ -65,6 +69,8 @@ pub struct Machine {
     pub host: Host,
     /// Guests on the wire, in the order of the wire's numbers.
     pub guests: Vec<Guest>,
+    /// The drives.
+    pub drives: Arc<Drives>,
     /// The emulator was started.
     pub started: Instant,
     folder: PathBuf,
@@ -96,7 +102,11 @@ impl Machine {
         page: TcpListener,
         show: impl FnMut(&Line) + Send + 'static,
     ) -> Result<Self> {
-        let folder = folder()?;
+        let drives = match &options.drives {
+            Some(drives) => Arc::clone(drives),
+            None => Arc::new(Drives::open(system)?),
+        };
+        let folder = folder("run")?;
         let guests = Guest::of(system);
         let mut pages = vec![page];
         while pages.len() < guests.len() {
@@ -114,8 +124,15 @@ impl Machine {
                 Ok(listener)
             })
             .collect::<Result<_>>()?;
-        let args =
-            qemu::arguments(&system.machine, &options.lacks, setup::kvm(), &built.hypervisor, &built.bundle, &folder);
+        let args = qemu::arguments(
+            &system.machine,
+            &drives,
+            &options.lacks,
+            setup::kvm(),
+            &built.hypervisor,
+            &built.bundle,
+            &folder,
+        );
         let started = Instant::now();
         let mut qemu = Qemu::start(&args, &folder)?;
         let mut lines = Vec::new();
@@ -127,7 +144,8 @@ impl Machine {
         let monitor = Monitor::start(monitor, folder.join("frame"))?;
         let console = Console::start(com1, show)?;
         let control = Control::start(com2)?;
-        let machine = Self { qemu, console, control, monitor, host, guests, started, folder, public: options.public };
+        let machine =
+            Self { qemu, console, control, monitor, host, guests, drives, started, folder, public: options.public };
         if options.public {
             machine.publish(options)?;
         }
@@ -303,12 +321,15 @@ fn own_card() -> bool {
     card().is_ok_and(|card| card["pid"] == std::process::id())
 }
 
-/// A folder for the sockets of one run: below `target`, or, where that path is too long for a socket, in the system's
+/// A folder for the sockets or files of one run: below `target`, or, where that path is too long for a socket, in the system's
 /// folder for temporary files.
-fn folder() -> Result<PathBuf> {
+///
+/// # Errors
+/// It cannot be made.
+pub fn folder(kind: &str) -> Result<PathBuf> {
     static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let name = format!("run-{}-{number}", std::process::id());
+    let name = format!("{kind}-{}-{number}", std::process::id());
     let fits = |path: &Path| path.as_os_str().len() <= SOCKET_PATH_MAX;
     let folder =
         Some(paths::output().join(&name)).filter(|p| fits(p)).unwrap_or_else(|| std::env::temp_dir().join(&name));

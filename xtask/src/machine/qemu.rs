@@ -1,7 +1,9 @@
 //! The emulator as a process: its command line from a system's `[machine]`, and that it never outlives us.
 
 use super::Lacks;
+use crate::drive::Drives;
 use crate::manifest::Machine;
+use crate::manifest::disk::{Cache, Model};
 use crate::setup;
 use anyhow::{Context, Result};
 use std::os::unix::process::CommandExt;
@@ -24,6 +26,7 @@ pub fn net(folder: &Path, number: usize) -> PathBuf {
 /// The whole command line. Sockets are those of `folder`, on which somebody listens.
 pub fn arguments(
     machine: &Machine,
+    drives: &Drives,
     lacks: &Lacks,
     kvm: bool,
     kernel: &Path,
@@ -54,6 +57,7 @@ pub fn arguments(
         let address = nic.address.0 >> 3 & 31;
         put(&["-device", &format!("{},netdev=n{i},addr={address:#x},mac={}", nic.model, nic.mac)]);
     }
+    disks(machine, drives, &mut put);
     for com in [COM1, COM2] {
         put(&["-chardev", &format!("socket,id={com},path={},server=off", folder.join(com).display())]);
         put(&["-serial", &format!("chardev:{com}")]);
@@ -63,6 +67,35 @@ pub fn arguments(
     put(&["-chardev", &format!("socket,id={MONITOR},path={},server=off", monitor.display())]);
     put(&["-mon", &format!("chardev={MONITOR},mode=control")]);
     args
+}
+
+/// The drives, each with its block node, on controllers made when their first drive comes.
+fn disks(machine: &Machine, drives: &Drives, put: &mut impl FnMut(&[&str])) {
+    for (number, disk) in machine.disks.iter().enumerate() {
+        put(&["-blockdev", &drives.node(number, disk).to_string()]);
+        let slot = disk.address.0 >> 3 & 31;
+        let cached = if disk.cache == Cache::Writethrough { "off" } else { "on" };
+        let common = format!(
+            "drive=drive{number},logical_block_size={},physical_block_size={},write-cache={cached},rerror=report,werror=report",
+            disk.sector_size,
+            disk.physical()
+        );
+        let serial = disk.serial.as_ref().map_or_else(String::new, |serial| format!(",serial={serial}"));
+        match disk.model {
+            Model::Ahci => {
+                let port = machine.disks.iter().take(number).filter(|d| d.address == disk.address).count();
+                if port == 0 {
+                    put(&["-device", &format!("ich9-ahci,id=ahci{slot},addr={slot:#x}")]);
+                }
+                put(&["-device", &format!("ide-hd,bus=ahci{slot}.{port},{common}{serial}")]);
+            }
+            // Without `iommu_platform` its DMA would pass the IOMMU by.
+            Model::Virtio => put(&[
+                "-device",
+                &format!("virtio-blk-pci,addr={slot:#x},disable-legacy=on,iommu_platform=on,{common}{serial}"),
+            ]),
+        }
+    }
 }
 
 /// What QEMU traces of a DMA its IOMMU refused. Its event log, as Debian builds it, stays empty, so that the hypervisor cannot
@@ -171,7 +204,16 @@ mod tests {
     fn the_command_line_names_every_device_and_socket() {
         let system = System::parse(SYSTEM, "test").unwrap();
         let arguments = |lacks: &Lacks| {
-            arguments(&system.machine, lacks, false, Path::new("/k"), Path::new("/b"), Path::new("/run")).join(" ")
+            arguments(
+                &system.machine,
+                &Drives::default(),
+                lacks,
+                false,
+                Path::new("/k"),
+                Path::new("/b"),
+                Path::new("/run"),
+            )
+            .join(" ")
         };
         let line = arguments(&Lacks::default());
         let bare = arguments(&Lacks { features: vec!["npt".into()], iommu: true, ..Lacks::default() });
@@ -187,6 +229,39 @@ mod tests {
         ] {
             assert!(line.contains(part), "`{part}` is missing in {line}");
         }
+    }
+
+    #[test]
+    fn drives_hang_on_their_controllers_and_served_ones_on_our_socket() {
+        let text = "[machine]\nmemory = '64MiB'\ncpus = 1\n\
+            disk = [{ model = 'ahci', address = '00:04.0', size = '1MiB', serial = 'S1', blkdebug = [{ on = 'read', sector = 9 }] },\n\
+                    { model = 'ahci', address = '00:04.0', size = '1MiB', physical-sector-size = 4096, volatile = true },\n\
+                    { model = 'virtio', address = '00:05.0', size = '1MiB', sector-size = 4096, cache = 'writethrough' }]\n\
+            [[domain]]\nname = 'c'\nimage = 'control'\nrole = 'control'\nmemory = '4MiB'";
+        let system = System::parse(text, "test").unwrap();
+        let drives = Drives::open(&system).unwrap();
+        let line = arguments(
+            &system.machine,
+            &drives,
+            &Lacks::default(),
+            false,
+            Path::new("/k"),
+            Path::new("/b"),
+            Path::new("/r"),
+        )
+        .join(" ");
+        for part in [
+            "-device ich9-ahci,id=ahci4,addr=0x4 -device ide-hd,bus=ahci4.0,drive=drive0,logical_block_size=512,physical_block_size=512,write-cache=on",
+            ",serial=S1",
+            "\"driver\":\"blkdebug\"",
+            "\"sector\":9",
+            "-device ide-hd,bus=ahci4.1,drive=drive1,logical_block_size=512,physical_block_size=4096",
+            "drive1.nbd\",\"type\":\"unix\"",
+            "-device virtio-blk-pci,addr=0x5,disable-legacy=on,iommu_platform=on,drive=drive2,logical_block_size=4096,physical_block_size=4096,write-cache=off",
+        ] {
+            assert!(line.contains(part), "`{part}` is missing in {line}");
+        }
+        assert_eq!(line.matches("ich9-ahci").count(), 1, "{line}");
     }
 
     #[test]

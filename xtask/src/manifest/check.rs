@@ -1,6 +1,6 @@
 //! Contradictions in a system manifest, each told with the thing's name and what to do about it.
 
-use super::{Domain, Role, System};
+use super::{Domain, Role, System, disk};
 use anyhow::{Result, bail, ensure};
 use std::collections::BTreeMap;
 
@@ -22,6 +22,7 @@ pub fn system(system: &System) -> Result<()> {
         self::domain(system, domain)?;
     }
     devices(system)?;
+    disk::check(system)?;
     memory(system)
 }
 
@@ -69,8 +70,10 @@ fn domain(system: &System, domain: &Domain) -> Result<()> {
         );
     }
     ensure!(
-        domain.role != Role::Control || domain.config.is_empty() || system.vifs().next().is_none(),
-        "domain `{name}`: config of a control domain takes the place of the initial xenstore, which the vifs need"
+        domain.role != Role::Control
+            || domain.config.is_empty()
+            || (system.vifs().next().is_none() && system.vbds().next().is_none()),
+        "domain `{name}`: config of a control domain takes the place of the initial xenstore, which vifs and vbds need"
     );
     ensure!(
         !domain.command_line.contains(['\n', '\0']) && domain.command_line.len() < 1024,
@@ -141,6 +144,7 @@ fn vifs(system: &System, domain: &Domain) -> Result<()> {
 fn devices(system: &System) -> Result<()> {
     let mut owners = BTreeMap::new();
     let mut irqs: BTreeMap<u32, &str> = BTreeMap::new();
+    let disks = || system.machine.disks.iter().map(|disk| disk.address);
     for domain in &system.domains {
         if let Some(device) = domain.device {
             if let Some(other) = owners.insert(device, &domain.name) {
@@ -155,8 +159,8 @@ fn devices(system: &System) -> Result<()> {
                 domain.name
             );
             ensure!(
-                system.machine.nics.iter().any(|nic| nic.address == device),
-                "domain `{}` owns device {device}, but the machine has nothing there; add a [[machine.nic]]",
+                system.machine.nics.iter().map(|nic| nic.address).chain(disks()).any(|address| address == device),
+                "domain `{}` owns device {device}, but the machine has nothing there; add a [[machine.nic]] or [[machine.disk]]",
                 domain.name
             );
         }

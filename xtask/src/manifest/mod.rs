@@ -3,6 +3,7 @@
 //! [`System`] is the file as written, with unknown keys refused; [`check`] finds contradictions before anything is
 //! built or started; [`store`] compiles it into the initial xenstore of the control domain.
 pub mod check;
+pub mod disk;
 pub mod image;
 pub mod store;
 #[cfg(test)]
@@ -11,6 +12,7 @@ pub mod tests;
 use crate::paths;
 use crate::units::{Size, Span};
 use anyhow::{Context, Result, bail};
+use disk::{Disk, Vbd};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -39,6 +41,9 @@ pub struct Machine {
     /// Network interfaces, all on the host's endpoint.
     #[serde(rename = "nic", default)]
     pub nics: Vec<Hardware>,
+    /// Drives, in the order of their numbers.
+    #[serde(rename = "disk", default)]
+    pub disks: Vec<Disk>,
 }
 
 /// A PCI function QEMU provides.
@@ -113,6 +118,9 @@ pub struct Domain {
     /// Network interfaces.
     #[serde(rename = "vif", default)]
     pub vifs: Vec<Vif>,
+    /// Disks.
+    #[serde(rename = "vbd", default)]
+    pub vbds: Vec<Vbd>,
     /// What control does when it fails.
     pub policy: Option<Policy>,
     /// Domains that it may ask control to crash.
@@ -271,7 +279,12 @@ impl System {
             bail!("no system `{name}` ({} does not exist); there are: {}", path.display(), names(&folder).join(", "));
         }
         let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        Self::parse(&text, &path.display().to_string())
+        let mut system = Self::parse(&text, &path.display().to_string())?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        for image in system.machine.disks.iter_mut().filter_map(|disk| disk.image.as_mut()) {
+            *image = folder.join(&*image);
+        }
+        Ok(system)
     }
 
     /// The number of a domain.

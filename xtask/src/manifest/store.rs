@@ -2,6 +2,7 @@
 //! `docs/architecture.md`; a line is `path TAB permissions TAB value`, parents before children.
 
 use super::System;
+use super::disk::{Mode, Vbd};
 use std::collections::BTreeSet;
 
 #[derive(Default)]
@@ -44,6 +45,7 @@ pub fn compile(system: &System) -> String {
         if domain.role == super::Role::Driver {
             out.put(&format!("{home}/backend"), &format!("n{n}"), "");
             out.put(&format!("{home}/backend/vif"), &format!("n{n}"), "");
+            out.put(&format!("{home}/backend/vbd"), &format!("n{n}"), "");
         }
         out.put(&format!("/xenolith/domain/{n}"), "r0", "");
         out.put(&format!("/xenolith/domain/{n}/kind"), "r0", domain.role);
@@ -66,6 +68,10 @@ pub fn compile(system: &System) -> String {
         for (i, vif) in domain.vifs.iter().enumerate() {
             let Some(b) = system.domid(&vif.backend) else { continue };
             vif_nodes(&mut out, f, usize::from(b), i, vif);
+        }
+        for vbd in &domain.vbds {
+            let Some(b) = system.domid(&vbd.backend) else { continue };
+            vbd_nodes(&mut out, f, usize::from(b), vbd);
         }
     }
     out.text
@@ -92,5 +98,30 @@ fn vif_nodes(out: &mut Lines, f: usize, b: usize, i: usize, vif: &super::Vif) {
     if !vif.rules.is_empty() {
         out.put(&format!("{back}/rules"), &backs, vif.rules.join(";"));
     }
+    out.put(&format!("{back}/state"), &backs, 1);
+}
+
+/// The nodes a toolstack makes for Linux's blkfront, and `source`, which only our backend reads.
+fn vbd_nodes(out: &mut Lines, f: usize, b: usize, vbd: &Vbd) {
+    let device = vbd.name.device;
+    let front = format!("/local/domain/{f}/device/vbd/{device}");
+    let back = format!("/local/domain/{b}/backend/vbd/{f}/{device}");
+    let (fronts, backs) = (format!("n{f},r{b}"), format!("n{b},r{f}"));
+    out.folder(&format!("/local/domain/{f}/device/vbd"), &format!("n{f}"));
+    out.folder(&format!("/local/domain/{b}/backend/vbd/{f}"), &backs);
+    out.put(&front, &fronts, "");
+    out.put(&format!("{front}/backend"), &fronts, &back);
+    out.put(&format!("{front}/backend-id"), &fronts, b);
+    out.put(&format!("{front}/virtual-device"), &fronts, device);
+    out.put(&format!("{front}/device-type"), &fronts, "disk");
+    out.put(&format!("{front}/state"), &fronts, 1);
+    out.put(&back, &backs, "");
+    out.put(&format!("{back}/frontend"), &backs, &front);
+    out.put(&format!("{back}/frontend-id"), &backs, f);
+    out.put(&format!("{back}/online"), &backs, 1);
+    out.put(&format!("{back}/dev"), &backs, &vbd.name.text);
+    out.put(&format!("{back}/mode"), &backs, if vbd.mode == Mode::Write { "w" } else { "r" });
+    out.put(&format!("{back}/device-type"), &backs, "disk");
+    out.put(&format!("{back}/source"), &backs, vbd.source());
     out.put(&format!("{back}/state"), &backs, 1);
 }

@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let page = machine::reserve(if args.headless && args.port == 8080 { 0 } else { args.port })?;
     let qemu = setup::ensure_all()?;
     let built = image::system(&system, &args.system)?;
-    let options = Options { name: args.system.clone(), public: true, lacks: Lacks::default() };
+    let options = Options { name: args.system.clone(), public: true, lacks: Lacks::default(), drives: None };
     let printer = show::Printer::new(args.quiet || args.headless);
     let mut machine = Machine::start(&system, &built, &options, page, printer.sink())?;
     if args.headless {

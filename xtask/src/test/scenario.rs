@@ -106,7 +106,7 @@ impl Scenario {
     pub fn run(&self, verbose: bool) -> Result<()> {
         let deadline = Instant::now() + self.spec.deadline.0;
         let built = self.damaged(image::pack(&self.system, &format!("test-{}", self.name))?)?;
-        let options = Options { name: self.name.clone(), public: false, lacks: self.spec.lacks.clone() };
+        let options = Options { name: self.name.clone(), public: false, lacks: self.spec.lacks.clone(), drives: None };
         let show = move |line: &Line| {
             if verbose {
                 println!("{}", line.full());

@@ -1,0 +1,194 @@
+//! Drives on the host: each `[[machine.disk]]` becomes an open, locked, checked image before anything is started, and those that
+//! QEMU shall not serve itself are served by xtask ([`nbd`]): with a volatile cache that loses what no flush covered
+//! ([`cache`]), and with commands that are slow or fail by rule ([`rules`]).
+//!
+//! A drive outlives the machine it hangs on, so that one can be booted again from it, and its image read.
+mod cache;
+mod gpt;
+mod nbd;
+mod rules;
+
+pub use nbd::Server;
+
+use crate::machine;
+use crate::manifest::{System, disk};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A drive.
+pub struct Drive {
+    /// Its image.
+    pub path: PathBuf,
+    /// The image, open and locked as long as this lives.
+    pub file: Arc<File>,
+    /// Bytes.
+    pub len: u64,
+    /// Where xtask serves it.
+    pub server: Option<Server>,
+}
+
+/// All drives of a system, in the order of the manifest.
+#[derive(Default)]
+pub struct Drives {
+    drives: Vec<Drive>,
+    /// Files of the run: removed at its end.
+    folder: Option<PathBuf>,
+}
+
+impl Drives {
+    /// Opens or makes every image, locks it, finds the vbds' partitions in it, and begins to serve what xtask serves.
+    ///
+    /// # Errors
+    /// The first image that is missing, in use or unfit, and the first vbd that does not fit its image.
+    pub fn open(system: &System) -> Result<Self> {
+        let disks = &system.machine.disks;
+        let mut this = Self { drives: Vec::new(), folder: None };
+        if disks.is_empty() {
+            return Ok(this);
+        }
+        let folder = machine::folder("drives")?;
+        this.folder = Some(folder.clone());
+        for (number, disk) in disks.iter().enumerate() {
+            let drive = open(system, disk, number, &folder).with_context(|| disk.label(number))?;
+            this.drives.push(drive);
+        }
+        for (domain, vbd) in system.vbds() {
+            this.place(system, vbd).with_context(|| format!("domain `{domain}`: vbd {}", vbd.name.text))?;
+        }
+        disk::overlaps(system, |vbd, _| this.place(system, vbd).ok())?;
+        for (number, disk) in disks.iter().enumerate().filter(|(_, disk)| disk.served()) {
+            let Some(drive) = this.drives.get_mut(number) else { continue };
+            let socket = folder.join(format!("drive{number}.nbd"));
+            drive.server = Some(Server::start(&socket, Arc::clone(&drive.file), drive.len, disk)?);
+        }
+        Ok(this)
+    }
+
+    /// A drive.
+    pub fn get(&self, number: usize) -> Option<&Drive> {
+        self.drives.get(number)
+    }
+
+    /// The sectors of its drive that a vbd has, in units of the drive's sectors.
+    ///
+    /// # Errors
+    /// No such partition; a range outside of the drive.
+    pub fn place(&self, system: &System, vbd: &disk::Vbd) -> Result<std::ops::Range<u64>> {
+        let number = system.disk_of(vbd).context("there is no such drive")?;
+        let (Some(disk), Some(drive)) = (system.machine.disks.get(number), self.drives.get(number)) else {
+            bail!("there is no such drive");
+        };
+        let all = drive.len / u64::from(disk.sector_size);
+        let range = match (&vbd.partition, vbd.range()) {
+            (Some(key), _) => gpt::find(disk, &drive.file, key).with_context(|| disk.label(number))?,
+            (None, Some(range)) if range.end != u64::MAX => range,
+            _ => 0..all,
+        };
+        ensure!(
+            range.end <= all,
+            "{} has {all} sectors, but sectors {} to {} are wanted",
+            disk.label(number),
+            range.start,
+            range.end - 1
+        );
+        Ok(range)
+    }
+
+    /// What QEMU has to be told of a drive: a node of its block layer.
+    pub fn node(&self, number: usize, disk: &disk::Disk) -> serde_json::Value {
+        let drive = self.drives.get(number);
+        let protocol = match drive.and_then(|d| d.server.as_ref()) {
+            Some(server) => serde_json::json!({
+                "driver": "nbd", "export": "", "server": { "type": "unix", "path": server.socket() },
+            }),
+            None => serde_json::json!({
+                "driver": "file", "filename": drive.map_or(Path::new(""), |d| &d.path),
+                "cache": { "direct": disk.cache == disk::Cache::None, "no-flush": disk.cache == disk::Cache::Unsafe },
+                "discard": "unmap",
+            }),
+        };
+        let name = format!("drive{number}");
+        let raw =
+            serde_json::json!({ "driver": "raw", "read-only": disk.read_only, "discard": "unmap", "file": protocol });
+        if disk.blkdebug.is_empty() {
+            let mut raw = raw;
+            raw["node-name"] = name.into();
+            return raw;
+        }
+        let rules: Vec<_> = disk.blkdebug.iter().map(rules::blkdebug).collect();
+        serde_json::json!({ "driver": "blkdebug", "node-name": name, "image": raw, "inject-error": rules, "discard": "unmap" })
+    }
+}
+
+impl Drop for Drives {
+    fn drop(&mut self) {
+        for drive in &self.drives {
+            if let Some(server) = &drive.server {
+                server.stop();
+            }
+            // Threads of the server may hold the file a little longer.
+            let _ = flock(&*drive.file, FlockOperation::Unlock);
+        }
+        if let Some(folder) = &self.folder {
+            let _ = std::fs::remove_dir_all(folder);
+        }
+    }
+}
+
+fn open(system: &System, disk: &disk::Disk, number: usize, folder: &Path) -> Result<Drive> {
+    let made = disk.size.map(|size| (folder.join(format!("drive{number}.img")), size.0));
+    let (path, file) = match (&made, &disk.image) {
+        (Some((path, len)), _) => {
+            let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
+            let file = file.with_context(|| format!("cannot create {}", path.display()))?;
+            file.set_len(*len).with_context(|| format!("cannot make {} {len} bytes long", path.display()))?;
+            (path.clone(), file)
+        }
+        (None, Some(path)) => (path.clone(), existing(system, disk, number, path)?),
+        (None, None) => bail!("it has neither an image nor a size"),
+    };
+    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+        anyhow!("{} is in use by another run (or stands in this system twice); end that one first", path.display())
+    })?;
+    let len = file.metadata().with_context(|| format!("cannot look at {}", path.display()))?.len();
+    ensure!(
+        len > 0 && len.is_multiple_of(u64::from(disk.sector_size)),
+        "{} has {len} bytes, which is not a number of sectors of {} bytes",
+        path.display(),
+        disk.sector_size
+    );
+    if !disk.partitions.is_empty() {
+        gpt::lay(disk, &file, len)?;
+    }
+    Ok(Drive { path, file: Arc::new(file), len, server: None })
+}
+
+/// Opens an image that has to be there, for writing if any vbd may write.
+fn existing(system: &System, disk: &disk::Disk, number: usize, path: &Path) -> Result<File> {
+    let kind = std::fs::metadata(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => anyhow!(
+            "{} does not exist; make it (truncate -s 1G {0}) or give the disk a `size` instead of an `image`",
+            path.display()
+        ),
+        _ => anyhow!("cannot look at {}: {error}", path.display()),
+    })?;
+    ensure!(kind.is_file(), "{} is no regular file", path.display());
+    let file = OpenOptions::new().read(true).write(!disk.read_only).open(path).map_err(|error| {
+        let writers: Vec<&str> = system
+            .vbds()
+            .filter(|(_, v)| v.mode == disk::Mode::Write && system.disk_of(v) == Some(number))
+            .map(|(name, _)| name)
+            .collect();
+        let for_whom =
+            if writers.is_empty() { String::new() } else { format!(", which {} writes", writers.join(", ")) };
+        anyhow!("cannot open {}{for_whom}: {error}; give the disk read-only = true or mend its rights", path.display())
+    })?;
+    // QEMU opens it again by itself and says so less well.
+    if !disk.read_only {
+        ensure!(!kind.permissions().readonly(), "{} is not writable; give the disk read-only = true", path.display());
+    }
+    Ok(file)
+}
