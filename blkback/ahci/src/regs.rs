@@ -22,6 +22,9 @@ pub const BOHC: usize = 0x28;
 /// First version with [`CAP2`] and [`BOHC`].
 pub const VS_1_20: u32 = 0x0001_0200;
 
+/// CAP2.BOH: there is a BIOS to take the controller from.
+pub const CAP2_BOH: u32 = 1 << 0;
+
 /// Offset of port `port`'s register `register` (3.3): 128 bytes each.
 #[must_use]
 pub const fn port(port: u8, register: usize) -> usize {

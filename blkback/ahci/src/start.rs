@@ -1,24 +1,24 @@
-//! From any state of the controller to a stopped one (AHCI 10.1.2, 10.6).
+//! From any state of the controller to a stopped one, and from there to running drives (AHCI 10.1.2, 10.4.3, 10.6).
 //!
 //! A new instance finds the controller as a failed predecessor left it: ports running, commands in flight, bus mastership taken away
 //! by the hypervisor. [`Stopped::stop`] needs no mastership; the wiring gives it back between that and [`Stopped::start`], when
-//! there is nothing left that would read the predecessor's command lists.
+//! there is nothing left that would read the predecessor's command lists. The controller is reset as a whole only where a port does
+//! not stop, because that takes all links down.
 
-use crate::regs::{self, Ghc, PortCmd};
-use crate::{Ahci, Config};
-use blkback::disk::{Clock, DmaMemory, Mmio, ResetError};
+use crate::memory::DriveMemory;
+use crate::port::{Hw, Port};
+use crate::regs::{self, Bohc, Cap, Ghc, Link, PortCmd};
+use crate::{Ahci, Config, DRIVE_BYTES, POLLED_GLANCE_US};
+use blkback::disk::{Clock, Disks, DmaMemory, DriveId, Mmio, ResetError};
 
-/// How long a port may take to stop (3.3.7: 500 ms).
+/// How long ports may take to stop, and then to stop receiving (3.3.7: 500 ms each).
 const STOP_US: u64 = 500_000;
-
-/// A controller with all ports stopped and interrupts masked.
-#[derive(Debug)]
-pub struct Stopped<M, C> {
-    mmio: M,
-    clock: C,
-    /// Ports implemented.
-    ports: u32,
-}
+/// How long a reset of the controller may take (10.4.3: 1 s).
+const RESET_US: u64 = 1_000_000;
+/// How long the BIOS may take to give the controller up (10.6.3), without and with work to do.
+const HANDOFF_US: u64 = 25_000;
+/// With.
+const HANDOFF_BUSY_US: u64 = 2_000_000;
 
 fn poll_us<C: Clock>(clock: &C, timeout_us: u64, mut done: impl FnMut() -> bool) -> bool {
     let from = clock.now_us();
@@ -33,34 +33,153 @@ fn poll_us<C: Clock>(clock: &C, timeout_us: u64, mut done: impl FnMut() -> bool)
     }
 }
 
+/// What was found when all ports were stopped; a bit per port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Ports implemented.
+    pub ports: u32,
+    /// Commands were in flight there.
+    pub busy: u32,
+}
+
+fn ports_of(mask: u32) -> impl Iterator<Item = u8> {
+    (0..regs::MAX_PORTS).filter(move |p| mask >> p & 1 != 0)
+}
+
+/// Masks interrupts and stops all ports; resets the controller if they do not.
+pub(crate) fn stop_all<M: Mmio, C: Clock>(mmio: &M, clock: &C) -> Result<Found, ResetError> {
+    let ghc = Ghc::from_bits_retain(mmio.read32(regs::GHC));
+    if ghc.bits() == u32::MAX {
+        return Err(ResetError::Gone);
+    }
+    // Before any other register (3.1.2, AE).
+    mmio.write32(regs::GHC, Ghc::AE.bits());
+    take_over(mmio, clock)?;
+    let ports = mmio.read32(regs::PI);
+    if ports == u32::MAX && mmio.read32(regs::GHC) == u32::MAX {
+        return Err(ResetError::Gone);
+    }
+    let read = |port, register| mmio.read32(regs::port(port, register));
+    let clear = |port, bits: PortCmd| {
+        let cmd = PortCmd::from_bits_retain(read(port, regs::PXCMD));
+        if cmd.intersects(bits) {
+            mmio.write32(regs::port(port, regs::PXCMD), cmd.difference(bits).bits());
+        }
+    };
+    let stopped =
+        |bit: PortCmd| poll_us(clock, STOP_US, || ports_of(ports).all(|p| read(p, regs::PXCMD) & bit.bits() == 0));
+    let mut busy = 0;
+    for port in ports_of(ports) {
+        mmio.write32(regs::port(port, regs::PXIE), 0);
+        let in_flight = read(port, regs::PXSACT) | read(port, regs::PXCI);
+        if in_flight != 0 {
+            busy |= 1u32.wrapping_shl(u32::from(port));
+        }
+        clear(port, PortCmd::ST);
+    }
+    let mut quiet = stopped(PortCmd::CR);
+    if quiet {
+        ports_of(ports).for_each(|port| clear(port, PortCmd::FRE));
+        quiet = stopped(PortCmd::FR);
+    }
+    if !quiet {
+        reset_controller(mmio, clock)?;
+    }
+    Ok(Found { ports, busy })
+}
+
+/// Takes the controller from the BIOS (10.6.3).
+fn take_over<M: Mmio, C: Clock>(mmio: &M, clock: &C) -> Result<(), ResetError> {
+    if mmio.read32(regs::VS) < regs::VS_1_20 || mmio.read32(regs::CAP2) & regs::CAP2_BOH == 0 {
+        return Ok(());
+    }
+    let state = || Bohc::from_bits_retain(mmio.read32(regs::BOHC));
+    if !state().contains(Bohc::BOS) {
+        return Ok(());
+    }
+    mmio.write32(regs::BOHC, (state() | Bohc::OOS).bits());
+    if poll_us(clock, HANDOFF_US, || !state().contains(Bohc::BOS)) {
+        return Ok(());
+    }
+    if state().contains(Bohc::BB) && poll_us(clock, HANDOFF_BUSY_US, || !state().contains(Bohc::BOS)) {
+        return Ok(());
+    }
+    Err(ResetError::Timeout { waited_us: HANDOFF_US })
+}
+
+fn reset_controller<M: Mmio, C: Clock>(mmio: &M, clock: &C) -> Result<(), ResetError> {
+    mmio.write32(regs::GHC, (Ghc::AE | Ghc::HR).bits());
+    if !poll_us(clock, RESET_US, || mmio.read32(regs::GHC) & Ghc::HR.bits() == 0) {
+        let gone = mmio.read32(regs::GHC) == u32::MAX;
+        return Err(if gone { ResetError::Gone } else { ResetError::Timeout { waited_us: RESET_US } });
+    }
+    mmio.write32(regs::GHC, Ghc::AE.bits());
+    Ok(())
+}
+
+/// A controller with all ports stopped and interrupts masked.
+#[derive(Debug)]
+pub struct Stopped<M, C> {
+    mmio: M,
+    clock: C,
+    found: Found,
+}
+
 impl<M: Mmio, C: Clock> Stopped<M, C> {
-    /// Stops all ports, whatever they do.
+    /// Stops all ports, whatever they do. Commands in flight are over: by the time [`Stopped::start`] returns the drives move no data
+    /// for them any more.
     ///
     /// # Errors
-    /// The controller does not answer, or a port does not stop.
+    /// The controller does not answer, or does not stop.
     pub fn stop(mmio: M, clock: C) -> Result<Self, ResetError> {
-        if mmio.read32(regs::CAP) == u32::MAX {
-            return Err(ResetError::Gone);
-        }
-        mmio.write32(regs::GHC, Ghc::AE.bits());
-        let ports = mmio.read32(regs::PI);
-        for port in (0..regs::MAX_PORTS).filter(|p| ports >> p & 1 != 0) {
-            let at = regs::port(port, regs::PXCMD);
-            let cmd = PortCmd::from_bits_retain(mmio.read32(at));
-            mmio.write32(at, cmd.difference(PortCmd::ST).bits());
-            if !poll_us(&clock, STOP_US, || mmio.read32(at) & PortCmd::CR.bits() == 0) {
-                return Err(ResetError::Timeout { waited_us: STOP_US });
-            }
-        }
-        Ok(Self { mmio, clock, ports })
+        let found = stop_all(&mmio, &clock)?;
+        Ok(Self { mmio, clock, found })
     }
 
-    /// Brings the drives up. The controller needs bus mastership.
+    /// Brings the drives up, interrupts masked. The controller needs bus mastership. Returns when all drives are ready that get ready
+    /// within [`Config::start_us`].
     ///
     /// # Errors
-    /// `dma` does not suit the controller.
+    /// `dma` does not suit the controller, or it has gone.
     pub fn start<D: DmaMemory>(self, dma: D, config: Config) -> Result<Ahci<M, D, C>, ResetError> {
-        let ports = self.ports.count_ones() as u8;
-        Ok(Ahci { mmio: self.mmio, dma, clock: self.clock, config, fault: None, ports })
+        let Self { mmio, clock, found } = self;
+        let cap = mmio.read32(regs::CAP);
+        check_memory(&dma, Cap::from_bits_retain(cap).contains(Cap::S64A))?;
+        let glance_us = POLLED_GLANCE_US.min(config.glance_us);
+        let hw = Hw { mmio, dma, clock, config, cap, glance_us };
+        let ports = ports_of(found.ports).zip(0..).map(|(index, place)| Port::new(index, DriveId(place))).collect();
+        let mut ahci = Ahci { hw, ports, fault: None, enabled: false, turn: 0, resets_in_row: 0 };
+        share_memory(&ahci.hw, &mut ahci.ports);
+        ahci.each(|port, hw| port.begin(hw, found.busy >> port.index & 1 != 0));
+        ahci.settle();
+        if ahci.fault() == Some(blkback::disk::Fault::Gone) {
+            return Err(ResetError::Gone);
+        }
+        // What is there now did not come by itself.
+        while ahci.change().is_some() {}
+        Ok(ahci)
     }
+}
+
+/// Ports with a drive get memory first, those that may get one later what is left.
+fn share_memory<M: Mmio, D: DmaMemory, C: Clock>(hw: &Hw<M, D, C>, ports: &mut [Port]) {
+    let mut n = 0;
+    for connected in [true, false] {
+        for port in ports.iter_mut() {
+            if (Link::of(hw.read(port.index, regs::PXSSTS)) != Link::Down) == connected && port.memory.is_none() {
+                port.memory = DriveMemory::nth(&hw.dma, n);
+                n = n.saturating_add(usize::from(port.memory.is_some()));
+            }
+        }
+    }
+}
+
+fn check_memory<D: DmaMemory>(dma: &D, wide: bool) -> Result<(), ResetError> {
+    let (addr, len) = (dma.device_addr(), dma.len_bytes());
+    let end = addr.checked_add(len as u64);
+    let reachable = end.is_some_and(|end| wide || end <= 1 << 32);
+    if addr % 4096 != 0 || len < DRIVE_BYTES || !reachable {
+        return Err(ResetError::BadMemory { addr, len });
+    }
+    Ok(())
 }
