@@ -55,6 +55,11 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         count: u32,
     },
+    /// Ask a domain to end itself
+    Shutdown {
+        /// Domain
+        domain: String,
+    },
     /// Stop a domain for good (until `restart`)
     Kill {
         /// Domain
@@ -125,6 +130,7 @@ fn request(command: &Command) -> Result<Value> {
         Command::Console { domain } => json!({ "cmd": "console", "dom": domain }),
         Command::Restart { domain } => json!({ "cmd": "restart", "dom": domain }),
         Command::Crash { domain, how, count } => json!({ "cmd": "crash", "dom": domain, "how": how, "count": count }),
+        Command::Shutdown { domain } => json!({ "cmd": "shutdown", "dom": domain }),
         Command::Kill { domain } => json!({ "cmd": "kill", "dom": domain }),
         Command::Pause { domain } => json!({ "cmd": "pause", "dom": domain }),
         Command::Unpause { domain } => json!({ "cmd": "unpause", "dom": domain }),

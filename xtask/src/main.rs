@@ -14,7 +14,6 @@ mod machine;
 mod manifest;
 mod paths;
 mod progress;
-mod random;
 mod run;
 mod setup;
 mod signals;

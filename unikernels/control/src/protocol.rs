@@ -81,6 +81,7 @@ pub enum Command {
     Console { dom: Target, follow: bool, seq: u64 },
     Restart { dom: Target },
     Crash { dom: Target, crash: Crash },
+    Shutdown { dom: Target },
     Kill { dom: Target },
     Pause { dom: Target, on: bool },
     History { max: usize },
@@ -186,6 +187,7 @@ fn command(mut keys: Keys) -> Result<Command, String> {
             let unknown = || format!("how: unknown kind \"{}\", expected one of {}", cut(&how), KINDS.join(", "));
             Command::Crash { dom, crash: crash.ok_or_else(unknown)? }
         }
+        "shutdown" => Command::Shutdown { dom: required(k, "dom", domain)? },
         "kill" => Command::Kill { dom: required(k, "dom", domain)? },
         "pause" => Command::Pause { dom: required(k, "dom", domain)?, on: true },
         "unpause" => Command::Pause { dom: required(k, "dom", domain)?, on: false },
@@ -305,6 +307,7 @@ mod tests {
                 r#"{"cmd":"crash","dom":"netback","how":"dma","count":7}"#,
                 Command::Crash { dom: netback(), crash: Crash { kind: "dma", count: 7 } },
             ),
+            (r#"{"cmd":"shutdown","dom":"netback"}"#, Command::Shutdown { dom: netback() }),
             (r#"{"cmd":"unpause","dom":"netback"}"#, Command::Pause { dom: netback(), on: false }),
             (r#"{"cmd":"xs-ls"}"#, Command::XsLs { path: "/".into() }),
             (r#"{"cmd":"poweroff","code":3}"#, Command::Poweroff { code: 3 }),

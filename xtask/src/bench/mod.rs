@@ -2,7 +2,7 @@
 mod boot;
 mod plot;
 mod restart;
-mod statistics;
+pub mod statistics;
 mod world_switch;
 
 use crate::machine::{self, Lacks, Machine, Options};

@@ -4,7 +4,7 @@
 //! A sector is written whole or not at all; several sectors of one command may be torn apart. Of a sector written twice either of both
 //! versions may be the one on the medium, as a drive may have written the older one before.
 
-use crate::random::Random;
+use blkcheck::random::Random;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -180,7 +180,7 @@ mod tests {
             cache.flush().unwrap();
             cache.write(512, &[2; 2 * 512], false).unwrap();
             cache.write(512, &[3; 512], false).unwrap();
-            let cut = cache.cut(&mut Random(seed)).unwrap();
+            let cut = cache.cut(&mut Random::new(seed)).unwrap();
             assert_eq!(cut.uncovered, 2);
             assert_eq!((byte(&file, 0), byte(&file, 3)), (1, 1), "covered sectors are as they were");
             assert!((1..=3).contains(&byte(&file, 1)) && (1..=2).contains(&byte(&file, 2)));
@@ -198,7 +198,7 @@ mod tests {
         let (mut cache, file) = cache(false);
         cache.write(0, &[7; 512], false).unwrap();
         assert_eq!(byte(&file, 0), 7);
-        assert_eq!(cache.cut(&mut Random(1)).unwrap(), Cut::default());
+        assert_eq!(cache.cut(&mut Random::new(1)).unwrap(), Cut::default());
     }
 
     #[test]

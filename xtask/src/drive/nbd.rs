@@ -7,8 +7,8 @@
 use super::cache::{Cache, Cut};
 use super::rules::{Rules, Verdict};
 use crate::manifest::disk::{Deed, Disk, Fault};
-use crate::random::Random;
 use anyhow::{Context, Result};
+use blkcheck::random::Random;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

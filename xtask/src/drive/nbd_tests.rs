@@ -165,7 +165,7 @@ fn a_flush_under_way_at_a_power_cut_covers_nothing() {
     while drive.server.counts().flushes_arrived == 0 {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let cut = drive.server.cut(&mut Random(3)).unwrap();
+    let cut = drive.server.cut(&mut Random::new(3)).unwrap();
     assert!(cut.uncovered == 64 && cut.lost > 0, "{cut:?}");
     assert_eq!(peer.answer(), (100, EIO), "its drive lost power");
     assert_eq!(drive.server.counts().flushes, 0);

@@ -39,6 +39,8 @@ pub struct Outcome {
     pub cause: String,
     /// What it said of it.
     pub detail: String,
+    /// When, in the hypervisor's time.
+    pub time_us: u64,
     /// Longest time without a packet delivered, of all guests on the wire.
     pub outage_ms: f64,
     /// The same for each guest.
@@ -54,6 +56,17 @@ pub struct Outcome {
     /// Where the IOMMU named the device and the address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub iommu: Option<String>,
+}
+
+/// A crash that was ordered, with what was seen before.
+pub struct Order {
+    dom: String,
+    how: String,
+    events: usize,
+    lines: usize,
+    refused: usize,
+    before: Option<Vec<u8>>,
+    from: Instant,
 }
 
 fn ms(time: Duration) -> f64 {
@@ -77,17 +90,36 @@ impl Machine {
     }
 
     /// Crashes a domain after `count` more of its crash points, and waits until it serves again and every guest on the wire
-    /// got a packet. Probes have to run.
+    /// got a packet. Probes have to run if there are such guests.
     ///
     /// # Errors
     /// A step of the restart did not come; the cause is not that of the crash.
     pub fn crash(&mut self, dom: &str, how: &str, count: u32) -> Result<Outcome> {
-        let events = self.control.event_count();
-        let lines = self.console.len();
+        let order = self.order_crash(dom, how, count)?;
+        self.await_crash(&order)
+    }
+
+    /// The order alone, so that several domains can die at once.
+    ///
+    /// # Errors
+    /// It was not taken.
+    pub fn order_crash(&mut self, dom: &str, how: &str, count: u32) -> Result<Order> {
+        let (events, lines) = (self.control.event_count(), self.console.len());
         let refused = self.qemu.refused().len();
         let before = if how == "dma" { Some(self.frame(DMA_TARGET)?) } else { None };
         let from = Instant::now();
         self.ask(&json!({ "cmd": "crash", "dom": dom, "how": how, "count": count }))?;
+        Ok(Order { dom: dom.to_string(), how: how.to_string(), events, lines, refused, before, from })
+    }
+
+    /// Waits until an order was carried out and is overcome.
+    ///
+    /// # Errors
+    /// As [`Machine::crash`].
+    pub fn await_crash(&mut self, order: &Order) -> Result<Outcome> {
+        let Order { dom, how, events, lines, refused, before, from } = order;
+        let (events, lines, refused, from) = (*events, *lines, *refused, *from);
+        let (dom, how) = (dom.as_str(), how.as_str());
         let event =
             |m: &Self, name: &str| m.control.event(events, Duration::ZERO, |e| e["event"] == name && e["dom"] == dom);
         let (died_at, died) = self.wait_for(&format!("death of `{dom}` by {how}"), PATIENCE, |m| event(m, "died"))?;
@@ -119,7 +151,7 @@ impl Machine {
                     "the device was pointed at {at:#x}, not at the frame {DMA_TARGET:#x} that is watched"
                 );
             }
-            let same = self.frame(DMA_TARGET)? == before;
+            let same = self.frame(DMA_TARGET)? == *before;
             ensure!(same, "the machine frame at {DMA_TARGET:#x}, which is not `{dom}`'s, was changed by its device");
         }
         let iommu = if how == "dma" { Some(self.iommu_line(lines, refused, &died["detail"])?) } else { None };
@@ -127,6 +159,7 @@ impl Machine {
             how: how.to_string(),
             cause,
             detail: died["detail"].as_str().unwrap_or_default().to_string(),
+            time_us: death.time_us,
             outage_ms: outages.iter().copied().fold(0.0, f64::max),
             outages_ms: outages,
             detect_ms: ms(died_at.duration_since(from)),

@@ -3,6 +3,7 @@
 
 use super::pattern::Pattern;
 use super::steps::{self, Step};
+use crate::campaign::{blk, power};
 use crate::image::{self, Built};
 use crate::machine::console::{HYPERVISOR, Line};
 use crate::machine::{self, Lacks, Machine, Options};
@@ -52,6 +53,23 @@ struct Spec {
     lacks: Lacks,
     /// What happens to the bundle before it is booted.
     damage: Option<Damage>,
+    /// In the place of steps: kills under the load of every blkcheck.
+    kills: Option<Kills>,
+    /// In the place of steps: so many power cuts under the writes of blkcheck.
+    cuts: Option<u32>,
+}
+
+/// A short campaign.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Kills {
+    /// How many.
+    count: u32,
+    /// Over this time.
+    within: Span,
+    /// Of the network's driver as well, at the same time.
+    #[serde(default)]
+    network: bool,
 }
 
 /// Damage to a bundle.
@@ -93,9 +111,14 @@ impl Scenario {
             _ => bail!("it needs either `system` or [inline]"),
         };
         ensure!(
-            !spec.expect.is_empty() || !spec.steps.is_empty(),
+            !spec.expect.is_empty() || !spec.steps.is_empty() || spec.kills.is_some() || spec.cuts.is_some(),
             "it expects nothing, so it could not fail; give it `expect` or [[step]]"
         );
+        ensure!(
+            spec.cuts.is_none() || (spec.expect.is_empty() && spec.steps.is_empty() && spec.kills.is_none()),
+            "`cuts` boots several machines, so nothing else can be expected of one"
+        );
+        ensure!(spec.kills.is_none() || spec.steps.is_empty(), "`kills` takes the place of [[step]]");
         Ok(Self { name: name.to_string(), about: spec.about.clone(), system, spec })
     }
 
@@ -105,22 +128,52 @@ impl Scenario {
     /// What did not hold, with the console's end.
     pub fn run(&self, verbose: bool) -> Result<()> {
         let deadline = Instant::now() + self.spec.deadline.0;
-        let built = self.damaged(image::pack(&self.system, &format!("test-{}", self.name))?)?;
+        if let Some(cuts) = self.spec.cuts {
+            let mut system = self.system.clone();
+            power::configure(&mut system);
+            return power::run(&system, &format!("test-{}", self.name), cuts, 1, false)?.verdict();
+        }
+        let mut system = self.system.clone();
+        if self.spec.kills.is_some() {
+            blk::configure(&mut system, 1);
+        }
+        let built = self.damaged(image::pack(&system, &format!("test-{}", self.name))?)?;
         let options = Options { name: self.name.clone(), public: false, lacks: self.spec.lacks.clone(), drives: None };
         let show = move |line: &Line| {
             if verbose {
                 println!("{}", line.full());
             }
         };
-        let mut machine = Machine::start(&self.system, &built, &options, machine::reserve(0)?, show)?;
-        let result = self.judge(&mut machine, deadline);
-        drop(machine);
+        let mut machine = Machine::start(&system, &built, &options, machine::reserve(0)?, show)?;
+        let result = match self.spec.kills {
+            Some(kills) => self.kill(machine, &system, kills),
+            None => self.judge(&mut machine, &system, deadline),
+        };
         let _ = std::fs::remove_file(&built.bundle);
         result
     }
 
-    fn judge(&self, machine: &mut Machine, deadline: Instant) -> Result<()> {
-        let mut state = steps::State::default();
+    /// A short campaign, and the lines that were seen meanwhile.
+    fn kill(&self, machine: Machine, system: &System, kills: Kills) -> Result<()> {
+        let plan = blk::Plan {
+            kills: kills.count,
+            seed: 1,
+            seconds: kills.within.0.as_secs_f64(),
+            network: kills.network,
+            progress: false,
+        };
+        let console = machine.console.clone();
+        let result = blk::run(machine, system, &plan).and_then(|report| report.verdict());
+        result.with_context(|| format!("the console's end:\n{}", console.tail(12)))?;
+        let lines: Vec<String> = console.since(0).iter().map(Line::full).collect();
+        if let Some(missing) = self.spec.expect.iter().find(|p| !lines.iter().any(|l| p.found(l))) {
+            bail!("no line has `{missing}`");
+        }
+        lines.iter().find_map(|line| self.bad(line)).map_or(Ok(()), Err)
+    }
+
+    fn judge(&self, machine: &mut Machine, system: &System, deadline: Instant) -> Result<()> {
+        let mut state = steps::State::new(system);
         for (number, step) in (1..).zip(&self.spec.steps) {
             let left = deadline.saturating_duration_since(Instant::now());
             state
@@ -167,16 +220,16 @@ impl Scenario {
     }
 
     fn forbidden(&self, machine: &mut Machine) -> Result<()> {
+        let bad = machine.console.since(0).iter().find_map(|line| self.bad(&line.full()));
+        bad.map_or(Ok(()), |error| Err(machine.failure(&error.to_string())))
+    }
+
+    /// What is wrong with a line that nobody may write.
+    fn bad(&self, line: &str) -> Option<anyhow::Error> {
         let own_panic = Pattern::new(&format!("({HYPERVISOR}) error: panic"));
-        let expected = |line: &str| self.spec.expect.iter().any(|p| p.found(line));
-        for line in machine.console.since(0) {
-            let full = line.full();
-            let bad = self.spec.forbid.iter().chain(std::iter::once(&own_panic)).find(|p| p.found(&full));
-            if let Some(bad) = bad.filter(|_| !expected(&full)) {
-                return Err(machine.failure(&format!("forbidden (`{bad}`): {full}")));
-            }
-        }
-        Ok(())
+        let bad = self.spec.forbid.iter().chain(std::iter::once(&own_panic)).find(|p| p.found(line))?;
+        let expected = self.spec.expect.iter().any(|p| p.found(line));
+        (!expected).then(|| anyhow!("forbidden (`{bad}`): {line}"))
     }
 
     fn damaged(&self, built: Built) -> Result<Built> {

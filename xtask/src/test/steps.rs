@@ -2,7 +2,9 @@
 
 use super::pattern::Pattern;
 use crate::machine::Machine;
+use crate::machine::blkcheck::{self, Follow};
 use crate::machine::load::{Direction, Load};
+use crate::manifest::System;
 use crate::units::{Size, Span};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
@@ -78,6 +80,20 @@ pub enum Step {
     },
     /// A guest answers another hundred probes from now on.
     Answers(usize),
+    /// Wait until every vbd of a blkcheck is done; each has to have passed, and its image is judged on the host as well.
+    Checked {
+        /// Domain.
+        dom: String,
+    },
+    /// Wait until a vbd of a blkcheck is done, passed or not; its report has to match.
+    Reported {
+        /// Domain.
+        dom: String,
+        /// Linux's number of the vbd.
+        vbd: u32,
+        /// In the merged report as JSON.
+        expect: Vec<Pattern>,
+    },
     /// A guest answers pings of IPv6 at the address it made of the advertised prefix.
     Ipv6(usize),
 }
@@ -97,20 +113,27 @@ impl fmt::Display for Step {
             Self::State { dom, is, .. } => write!(f, "{dom} is {is}"),
             Self::Event { kind, dom, .. } => write!(f, "{kind} of {dom}"),
             Self::Answers(guest) => write!(f, "answers of {guest}"),
+            Self::Checked { dom } => write!(f, "checked {dom}"),
+            Self::Reported { dom, vbd, .. } => write!(f, "report of vbd {vbd} of {dom}"),
             Self::Ipv6(guest) => write!(f, "ipv6 of {guest}"),
         }
     }
 }
 
 /// What lasts from step to step.
-#[derive(Default)]
-pub struct State {
+pub struct State<'a> {
+    system: &'a System,
     ready: bool,
     load: Option<(Load, Size)>,
     events: usize,
 }
 
-impl State {
+impl<'a> State<'a> {
+    /// Before the first step.
+    pub fn new(system: &'a System) -> Self {
+        Self { system, ready: false, load: None, events: 0 }
+    }
+
     /// Does one step; `patience` is what is left of the deadline.
     ///
     /// # Errors
@@ -153,11 +176,31 @@ impl State {
             Step::State { dom, is, expect } => self.state(machine, dom, is, expect.as_ref(), patience),
             Step::Event { kind, dom, expect } => self.event(machine, kind, dom, expect.as_ref(), patience),
             Step::Answers(guest) => answers(machine, *guest, patience),
+            Step::Checked { dom } => self.checked(machine, dom, patience),
+            Step::Reported { dom, vbd, expect } => {
+                let follow = blkcheck_done(machine, dom, patience, |follow| {
+                    follow.vbds.get(vbd).is_some_and(|v| v.done.is_some())
+                })?;
+                let report = follow.vbds.get(vbd).map(|v| Value::Object(v.report.clone())).unwrap_or_default();
+                expect.iter().try_for_each(|pattern| holds(pattern, &report))
+            }
             Step::Ipv6(guest) => {
                 machine.host.ping6(*guest);
                 machine.wait_for("answer over IPv6", patience, |m| m.host.answered6(*guest).then_some(()))
             }
         }
+    }
+
+    fn checked(&self, machine: &mut Machine, dom: &str, patience: Duration) -> Result<()> {
+        let vbds = self.system.vbds().filter(|(name, _)| *name == dom).count();
+        ensure!(vbds > 0, "`{dom}` has no vbd");
+        let follow = blkcheck_done(machine, dom, patience, |f| f.all(vbds, |v| v.done.is_some()))?;
+        for (number, vbd) in &follow.vbds {
+            ensure!(vbd.faults().is_empty(), "vbd {number} of {dom}: {}", vbd.faults().join(", "));
+            blkcheck::verify(self.system, &machine.drives, dom, *number, vbd)
+                .with_context(|| format!("vbd {number} of {dom}"))?;
+        }
+        Ok(())
     }
 
     fn ready(&mut self, machine: &mut Machine, patience: Duration) -> Result<()> {
@@ -229,6 +272,21 @@ impl State {
         self.events = machine.control.event_count();
         Ok(())
     }
+}
+
+/// Reads a blkcheck's lines until what it says is enough.
+fn blkcheck_done(
+    machine: &mut Machine,
+    dom: &str,
+    patience: Duration,
+    enough: impl Fn(&Follow) -> bool,
+) -> Result<Follow> {
+    let mut follow = Follow::new(dom, 0);
+    machine.wait_for(&format!("end of `{dom}`"), patience, |m| {
+        std::thread::sleep(Duration::from_millis(5));
+        enough(follow.update(&m.console)).then_some(())
+    })?;
+    Ok(follow)
 }
 
 fn holds(pattern: &Pattern, value: &Value) -> Result<()> {

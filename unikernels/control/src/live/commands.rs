@@ -43,6 +43,7 @@ impl Control {
             Command::Console { dom, follow, seq } => self.console(id, dom, *follow, *seq),
             Command::Restart { dom } => self.order_restart(id, dom),
             Command::Crash { dom, crash } => self.crash(id, dom, *crash),
+            Command::Shutdown { dom } => self.shutdown(id, dom),
             Command::Kill { dom } => self.kill(id, dom),
             Command::Pause { dom, on } => self.pause(id, dom, *on),
             Command::History { max } => Ok(protocol::ok(id, |o| {
@@ -206,6 +207,14 @@ impl Control {
         self.order_crash(domid, crash).map_err(|e| format!("crash of {name}: {e}"))?;
         Ok(protocol::ok(id, |o| {
             o.text("dom", &name).text("how", crash.kind).number("count", crash.count);
+        }))
+    }
+
+    fn shutdown(&mut self, id: &str, target: &Target) -> Reply {
+        let (domid, name) = self.victim(target)?;
+        self.order_shutdown(domid).map_err(|e| format!("shutdown of {name}: {e}"))?;
+        Ok(protocol::ok(id, |o| {
+            o.text("dom", &name);
         }))
     }
 

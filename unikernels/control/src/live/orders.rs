@@ -97,6 +97,14 @@ impl Control {
         Ok(())
     }
 
+    /// Asks a domain to end itself, as a toolstack does (xenstore-paths: `control/shutdown`).
+    pub fn order_shutdown(&mut self, domid: DomId) -> Result<(), XsError> {
+        let path = format!("/local/domain/{domid}/control/shutdown");
+        let path = Path::absolute(&path).map_err(|_| XsError::Inval)?;
+        // The domain owns the node, so that it can acknowledge by emptying it.
+        self.store.preset(&path, Perms::owned_by(domid), b"poweroff")
+    }
+
     /// A restarted domain serves again.
     fn serving(&mut self, domid: DomId, path: &str) {
         if self.read(path).is_none_or(|value| value.is_empty()) {

@@ -1,18 +1,15 @@
-//! `cargo xtask campaign net`: the driver is killed at random points, in random ways, under load both ways, until it is clear
-//! that nothing leaks: memory at the end has to be what it was after the first ten.
+//! `campaign net`: the network's driver domain is killed under load both ways; memory at the end has to be what it was after the
+//! first ten kills.
 
+use crate::machine::Machine;
 use crate::machine::crash::KINDS;
 use crate::machine::load::Load;
 use crate::machine::protocol::{AllStats, System as Memory};
-use crate::machine::{self, Lacks, Machine, Options};
 use crate::manifest::System;
-use crate::random::Random;
-use crate::{image, progress, run, setup};
-use anyhow::{Context, Result};
-use clap::Subcommand;
+use crate::{progress, run};
+use anyhow::Result;
+use blkcheck::random::Random;
 use serde::Serialize;
-use std::path::PathBuf;
-use std::process::ExitCode;
 
 /// Kills after which memory has settled.
 const WARM: u32 = 10;
@@ -21,34 +18,9 @@ const LOAD_BYTES: u64 = 64 << 20;
 /// Crash points are passed tens of thousands of times a second under load; a kill waits for up to this many.
 const POINTS: u64 = 5_000;
 
-/// Arguments of `campaign`.
-#[derive(clap::Args)]
-pub struct Args {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(Subcommand)]
-enum What {
-    /// Kill the network driver domain
-    Net {
-        /// How many times
-        #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(20..))]
-        kills: u32,
-        /// Seed of ways and points; the same seed gives the same orders
-        #[arg(long, default_value_t = 1)]
-        seed: u64,
-        /// System
-        #[arg(long, default_value = "default")]
-        system: String,
-        /// Where the report goes (JSON)
-        #[arg(long)]
-        report: Option<PathBuf>,
-    },
-}
-
+/// What came of it.
 #[derive(Serialize)]
-struct Report {
+pub struct Report {
     seed: u64,
     kills: u32,
     survived: u32,
@@ -60,30 +32,18 @@ struct Report {
     failures: Vec<String>,
 }
 
-/// The command.
+/// Kills the driver of a machine that was just started.
 ///
 /// # Errors
-/// Whatever keeps the machine from running at all; a kill not survived is a failure in the report.
-pub fn run(args: &Args) -> Result<ExitCode> {
-    let What::Net { kills, seed, system: name, report: file } = &args.what;
-    let system = System::load(name)?;
-    setup::ensure_all()?;
-    let built = image::system(&system, name)?;
-    let options = Options { name: name.clone(), public: true, lacks: Lacks::default(), drives: None };
-    let mut machine = Machine::start(&system, &built, &options, machine::reserve(0)?, |_| ())?;
+/// The machine does not come to serve; a kill not survived is a failure in the report.
+pub fn run(machine: &mut Machine, system: &System, kills: u32, seed: u64) -> Result<Report> {
     machine.wait_until_serving(0, run::BOOT_PATIENCE)?;
     machine.probe_all()?;
-    let report = kill_all(&mut machine, run::driver(&system)?, *kills, *seed)?;
-    if let Some(file) = file {
-        std::fs::write(file, serde_json::to_string_pretty(&report)? + "\n")
-            .with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    print(&report);
-    Ok(if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    kill_all(machine, run::driver(system)?, kills, seed)
 }
 
 fn kill_all(machine: &mut Machine, driver: &str, kills: u32, seed: u64) -> Result<Report> {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let loads: Vec<Load> =
         (0..machine.guests.len()).filter_map(|g| machine.host.port(g)).map(|p| Load::start(p, LOAD_BYTES)).collect();
     let steps = progress::steps("kills", u64::from(kills));
@@ -147,7 +107,10 @@ fn kill_all(machine: &mut Machine, driver: &str, kills: u32, seed: u64) -> Resul
 }
 
 /// The least of a few looks: a restart or a store transaction under way is not a leak.
-fn settled(machine: &Machine) -> Result<AllStats> {
+///
+/// # Errors
+/// No answer.
+pub fn settled(machine: &Machine) -> Result<AllStats> {
     let mut best = run::stats(machine)?;
     for _ in 0..10 {
         std::thread::sleep(std::time::Duration::from_millis(20));
@@ -162,7 +125,8 @@ fn settled(machine: &Machine) -> Result<AllStats> {
     Ok(best)
 }
 
-fn grown(first: Option<&Memory>, end: &Memory) -> Vec<String> {
+/// What grew since the first ten kills.
+pub fn grown(first: Option<&Memory>, end: &Memory) -> Vec<String> {
     let Some(first) = first else { return vec!["memory was not looked at after the first ten".into()] };
     // The history keeps a bounded number of deaths and texts of varying length; all else has to be the same.
     let slack = 16 << 10;
@@ -179,28 +143,32 @@ fn grown(first: Option<&Memory>, end: &Memory) -> Vec<String> {
     failures
 }
 
-fn print(report: &Report) {
-    println!(
-        "{} of {} kills survived (seed {}), {} MiB moved, {} TCP resets",
-        report.survived,
-        report.kills,
-        report.seed,
-        report.bytes >> 20,
-        report.tcp_resets
-    );
-    for (when, memory) in [("after ten", &report.memory_after_first_ten), ("at the end", &report.memory_at_end)] {
-        if let Some(m) = memory {
-            println!(
-                "{when:10}: hypervisor heap {} bytes, frames in use {} KiB, control heap {} bytes, {} store nodes",
-                m.hypervisor_heap_bytes,
-                m.total_kib - m.free_kib,
-                m.control_heap_bytes,
-                m.store_nodes
-            );
+impl super::Outcome for Report {
+    fn describe(&self) -> String {
+        let mut text = format!(
+            "{} of {} kills survived (seed {}), {} MiB moved, {} TCP resets\n",
+            self.survived,
+            self.kills,
+            self.seed,
+            self.bytes >> 20,
+            self.tcp_resets
+        );
+        for (when, memory) in [("after ten", &self.memory_after_first_ten), ("at the end", &self.memory_at_end)] {
+            if let Some(m) = memory {
+                text.push_str(&format!(
+                    "{when:10}: hypervisor heap {} bytes, frames in use {} KiB, control heap {} bytes, {} store nodes\n",
+                    m.hypervisor_heap_bytes,
+                    m.total_kib - m.free_kib,
+                    m.control_heap_bytes,
+                    m.store_nodes
+                ));
+            }
         }
+        text
     }
-    for failure in &report.failures {
-        println!("FAILED: {failure}");
+
+    fn failures(&self) -> &[String] {
+        &self.failures
     }
 }
 

@@ -1,0 +1,132 @@
+//! `cargo xtask campaign`: driver domains are killed at random points, in random ways, under load, until it is clear that nothing is
+//! lost and nothing leaks; and the power is cut. The same seed gives the same orders.
+pub mod blk;
+mod net;
+pub mod power;
+
+use crate::machine::{self, Lacks, Machine, Options};
+use crate::manifest::System;
+use crate::{image, setup};
+use anyhow::{Context, Result};
+use clap::Subcommand;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Arguments of `campaign`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+    /// Seed of ways, points and workloads
+    #[arg(long, global = true, default_value_t = 1)]
+    seed: u64,
+    /// System
+    #[arg(long, global = true)]
+    system: Option<String>,
+    /// Where the report goes (JSON)
+    #[arg(long, global = true, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Kill the network driver domain
+    Net {
+        /// How many times
+        #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(20..))]
+        kills: u32,
+    },
+    /// Kill the disk driver domain while blkcheck checks every sector, then check the image on the host
+    Blk {
+        /// How many times
+        #[arg(long, default_value_t = 1000)]
+        kills: u32,
+        /// Minutes over which they are spread at least
+        #[arg(long, default_value_t = 10.0)]
+        minutes: f64,
+    },
+    /// Kill the network and the disk driver domain at once, while both carry load
+    Both {
+        /// How many times
+        #[arg(long, default_value_t = 100)]
+        kills: u32,
+        /// Minutes over which they are spread at least
+        #[arg(long, default_value_t = 1.0)]
+        minutes: f64,
+    },
+    /// Cut the power of a drive with a volatile cache, and look whether all is there that a flush covered
+    Power {
+        /// How many times
+        #[arg(long, default_value_t = 50)]
+        cuts: u32,
+    },
+}
+
+/// The command.
+///
+/// # Errors
+/// Whatever keeps the machine from running at all; what was not survived is a failure in the report.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let name = args.system.as_deref().unwrap_or(match args.what {
+        What::Net { .. } => "default",
+        What::Blk { .. } => "disk",
+        What::Both { .. } => "both",
+        What::Power { .. } => "power",
+    });
+    let mut system = System::load(name)?;
+    setup::ensure_all()?;
+    match &args.what {
+        What::Net { kills } => {
+            let mut machine = boot(&system, name, true)?;
+            finish(args, &net::run(&mut machine, &system, *kills, args.seed)?)
+        }
+        What::Blk { kills, minutes } | What::Both { kills, minutes } => {
+            let plan = blk::Plan {
+                kills: *kills,
+                seed: args.seed,
+                seconds: minutes * 60.0,
+                network: matches!(args.what, What::Both { .. }),
+                progress: true,
+            };
+            blk::configure(&mut system, args.seed);
+            let machine = boot(&system, name, true)?;
+            finish(args, &blk::run(machine, &system, &plan)?)
+        }
+        What::Power { cuts } => {
+            power::configure(&mut system);
+            image::prepare(std::iter::once(&system))?;
+            finish(args, &power::run(&system, name, *cuts, args.seed, true)?)
+        }
+    }
+}
+
+fn boot(system: &System, name: &str, public: bool) -> Result<Machine> {
+    let built = image::system(system, name)?;
+    let options = Options { name: name.to_string(), public, lacks: Lacks::default(), drives: None };
+    Machine::start(system, &built, &options, machine::reserve(0)?, |_| ())
+}
+
+/// A campaign's result.
+trait Outcome: Serialize {
+    /// For people.
+    fn describe(&self) -> String;
+    /// What was not as it has to be.
+    fn failures(&self) -> &[String];
+}
+
+fn finish(args: &Args, report: &impl Outcome) -> Result<ExitCode> {
+    if let Some(file) = &args.report {
+        write(file, report)?;
+    }
+    print!("{}", report.describe());
+    for failure in report.failures() {
+        println!("FAILED: {failure}");
+    }
+    Ok(if report.failures().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn write(file: &Path, report: &impl Serialize) -> Result<()> {
+    std::fs::write(file, serde_json::to_string_pretty(report)? + "\n")
+        .with_context(|| format!("cannot write {}", file.display()))
+}
