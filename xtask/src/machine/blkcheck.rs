@@ -316,7 +316,9 @@ mod tests {
         assert_eq!(judge(&good).unwrap().sectors, 64);
         let other = follow(&[BEGIN, r#"blkcheck: report {"vbd":51712,"table":"0000000000000000"}"#]);
         assert!(judge(&other).unwrap_err().to_string().contains("digest"));
-        drives.get(0).unwrap().file.write_all_at(&[1], 130 * 512 + 40).unwrap();
+        let (file, mut byte) = (&drives.get(0).unwrap().file, [0]);
+        file.read_exact_at(&mut byte, 130 * 512 + 40).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], 130 * 512 + 40).unwrap();
         assert!(judge(&good).unwrap_err().to_string().contains("corrupt: 1"));
     }
 
