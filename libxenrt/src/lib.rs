@@ -1,6 +1,6 @@
 //! libxenrt: what every unikernel domain links. It turns the raw machine that the hypervisor gives (long mode or PVH's 32-bit
 //! entry, a hypercall page, some RAM) into a small run-time: heap, events, grants, xenstore, console, clock, devices, and the
-//! network frontend.
+//! frontends of network and disks.
 //!
 //! Neighbours: `abi` has every number and layout; `ring` and `xenstore` are the pure protocols this crate gives memory and
 //! ports to; unikernels use only this crate. One vCPU, one stack, no threads: a unikernel is a loop around
@@ -13,6 +13,8 @@
 
 extern crate alloc;
 
+#[cfg(feature = "blkfront")]
+pub mod blkfront;
 pub mod clock;
 pub mod config;
 pub mod console;
@@ -37,6 +39,8 @@ mod boot;
 #[cfg(target_os = "none")]
 mod heap;
 mod shared_info;
+#[cfg(any(feature = "smoltcp", feature = "blkfront"))]
+pub mod xenbus;
 
 pub use abi;
 pub use abi::{DomId, Errno, EvtchnPort, GrantRef};

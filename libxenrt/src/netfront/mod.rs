@@ -1,7 +1,7 @@
 //! The network frontend as a `smoltcp` device: negotiates as Linux' netfront does, sends and receives over the two netif rings, and
 //! leaves checksums and TCP segmentation to whoever can do them best.
 //!
-//! Neighbours: [`tx`] and [`rx`] hold one ring each, [`negotiate`] talks to xenstore, [`checksum`] does what the backend does
+//! Neighbours: [`tx`] and [`rx`] hold one ring each, [`negotiate`] and [`xenbus`] talk to xenstore, [`checksum`] does what the backend does
 //! not. A backend that is restarted keeps rings, grants and port (see `ring`): all that is seen here is one more
 //! notification. Only a backend that really goes through Closing costs the link, which is then made anew.
 //!
@@ -13,20 +13,19 @@ mod negotiate;
 mod rx;
 mod tx;
 
-use crate::clock::{self, Instant};
+use crate::clock::Instant;
 use crate::event::Event;
 use crate::grant::GrantError;
-use crate::store::{Store, StoreError, Transaction, WatchEvent};
+use crate::store::{Store, WatchEvent};
+use crate::xenbus::{self, Device as Node, Frontend, XenbusError};
 use abi::io::netif::txf;
 use abi::io::xenbus::XenbusState;
 use abi::{DomId, Errno, EvtchnPort};
 use alloc::boxed::Box;
-use alloc::format;
-use alloc::string::String;
 use alloc::vec;
 use checksum::Found;
 use core::num::{NonZeroU16, NonZeroUsize};
-use negotiate::{Action, Offers, Paths};
+use negotiate::Offers;
 use rx::Rx;
 use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, PacketMeta, RxToken, TxToken};
 use tx::{GSO_FRAME_MAX, Gso, Tx};
@@ -83,23 +82,19 @@ pub struct Counters {
 /// Why the device could not be brought up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetfrontError {
-    /// There is no such device in xenstore, or a node of it is malformed; names the node.
-    BadNode(String),
-    /// Xenstore failed.
-    Store(StoreError),
+    /// Xenstore or the backend.
+    Xenbus(XenbusError),
     /// Memory or grants.
     Grant(GrantError),
     /// The event channel.
     Event(Errno),
-    /// The backend was not Connected before the deadline; its last state.
-    NotConnected(XenbusState),
     /// After a reconnection the backend offers less than the stack was promised.
     FewerOffers,
 }
 
-impl From<StoreError> for NetfrontError {
-    fn from(e: StoreError) -> Self {
-        Self::Store(e)
+impl From<XenbusError> for NetfrontError {
+    fn from(e: XenbusError) -> Self {
+        Self::Xenbus(e)
     }
 }
 impl From<GrantError> for NetfrontError {
@@ -184,9 +179,7 @@ impl Sender {
 
 /// A network interface of this domain.
 pub struct Netfront {
-    paths: Paths,
-    token: String,
-    backend: DomId,
+    device: Node,
     mac: [u8; 6],
     options: Options,
     /// What `capabilities` told the stack, which asks once.
@@ -203,85 +196,13 @@ impl Netfront {
     /// # Errors
     /// See [`NetfrontError`].
     pub fn connect(store: &mut Store, index: u32, options: Options, deadline: Instant) -> Result<Self, NetfrontError> {
-        let front = format!("device/vif/{index}");
-        let mut node = |name: &str| {
-            let path = format!("{front}/{name}");
-            match store.read_opt(Transaction::NONE, &path)? {
-                Some(value) => Ok(value),
-                None => Err(NetfrontError::BadNode(path)),
-            }
-        };
-        let back = node("backend")?;
-        let backend = node("backend-id")?;
-        let backend = backend.trim().parse().map_err(|_| NetfrontError::BadNode(format!("{front}/backend-id")))?;
-        let mac = node("mac")?;
-        let mac = negotiate::parse_mac(&mac).ok_or_else(|| NetfrontError::BadNode(format!("{front}/mac")))?;
-        let mut this = Self {
-            paths: Paths { front, back },
-            token: format!("libxenrt/vif/{index}"),
-            backend: DomId(backend),
-            mac,
-            options,
-            promised: None,
-            link: None,
-            established: false,
-            counters: Counters::default(),
-        };
-        store.watch(&format!("{}/state", this.paths.back), &this.token)?;
-        while !this.step(store)? {
-            if clock::now() >= deadline {
-                let state = negotiate::state(store, &this.paths.back)?;
-                return Err(NetfrontError::NotConnected(state));
-            }
-            store.wait_event(deadline)?;
-        }
+        let device = Node::find(store, "vif", index)?;
+        let mac = device.own(store, "mac")?;
+        let mac = negotiate::parse_mac(&mac).ok_or_else(|| device.bad("mac"))?;
+        let counters = Counters::default();
+        let mut this = Self { device, mac, options, promised: None, link: None, established: false, counters };
+        xenbus::connect(&mut this, store, deadline)?;
         Ok(this)
-    }
-
-    /// Does what the two states ask for, until it has to wait; true when the link is up.
-    fn step(&mut self, store: &mut Store) -> Result<bool, NetfrontError> {
-        loop {
-            let own = negotiate::state(store, &self.paths.front)?;
-            let backend = negotiate::state(store, &self.paths.back)?;
-            match negotiate::next(own, self.link.is_some(), self.established, backend) {
-                Action::Write(state) => self.write_state(store, state)?,
-                Action::Negotiate => {
-                    self.negotiate(store)?;
-                    self.write_state(store, XenbusState::Connected)?;
-                }
-                Action::Established => {
-                    if !self.established {
-                        self.established = true;
-                        self.counters.links = self.counters.links.wrapping_add(1);
-                    }
-                    return Ok(true);
-                }
-                Action::Lose => {
-                    log::warn!("{}: the backend closes", self.paths.front);
-                    self.established = false;
-                    self.write_state(store, XenbusState::Closing)?;
-                    self.link = None;
-                }
-                Action::Wait => return Ok(false),
-            }
-        }
-    }
-
-    fn write_state(&self, store: &mut Store, state: XenbusState) -> Result<(), NetfrontError> {
-        Ok(store.write(Transaction::NONE, &format!("{}/state", self.paths.front), state.as_str())?)
-    }
-
-    fn negotiate(&mut self, store: &mut Store) -> Result<(), NetfrontError> {
-        let offers = Offers::read(store, &self.paths)?;
-        if self.promised.is_some_and(|promised| !offers.covers(&promised)) {
-            return Err(NetfrontError::FewerOffers);
-        }
-        self.promised.get_or_insert(offers);
-        let link = Link::new(self.backend, self.options, offers)?;
-        let rings = negotiate::Rings { tx: link.sender.tx.gref(), rx: link.rx.gref(), port: link.event.port() };
-        negotiate::publish(store, &self.paths, rings)?;
-        self.link = Some(link);
-        Ok(())
     }
 
     /// Serves a watch event if it is this device's; answers whether it was. The link may be gone or new afterwards.
@@ -289,10 +210,10 @@ impl Netfront {
     /// # Errors
     /// Making the link anew failed.
     pub fn store_event(&mut self, store: &mut Store, event: &WatchEvent) -> Result<bool, NetfrontError> {
-        if event.token != self.token {
+        if !self.device.is_about(event) {
             return Ok(false);
         }
-        self.step(store)?;
+        xenbus::step(self, store)?;
         Ok(true)
     }
 
@@ -341,6 +262,41 @@ impl Netfront {
             let room = link.sender.tx.arm();
             !received && !room
         })
+    }
+}
+
+impl Frontend for Netfront {
+    type Error = NetfrontError;
+    const NEGOTIATED: XenbusState = XenbusState::Connected;
+
+    fn device(&self) -> &Node {
+        &self.device
+    }
+    fn linked(&self) -> bool {
+        self.link.is_some()
+    }
+    fn established(&self) -> bool {
+        self.established
+    }
+    fn negotiate(&mut self, store: &mut Store) -> Result<(), NetfrontError> {
+        let offers = Offers::read(store, &self.device).map_err(XenbusError::Store)?;
+        if self.promised.is_some_and(|promised| !offers.covers(&promised)) {
+            return Err(NetfrontError::FewerOffers);
+        }
+        self.promised.get_or_insert(offers);
+        let link = Link::new(self.device.backend, self.options, offers)?;
+        let rings = negotiate::Rings { tx: link.sender.tx.gref(), rx: link.rx.gref(), port: link.event.port() };
+        negotiate::publish(store, &self.device, rings).map_err(XenbusError::Store)?;
+        self.link = Some(link);
+        Ok(())
+    }
+    fn establish(&mut self) {
+        self.established = true;
+        self.counters.links = self.counters.links.wrapping_add(1);
+    }
+    fn lose(&mut self) {
+        self.established = false;
+        self.link = None;
     }
 }
 
