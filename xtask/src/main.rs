@@ -10,6 +10,7 @@ mod drive;
 mod hostnet;
 mod image;
 mod lint;
+mod linux;
 mod machine;
 mod manifest;
 mod paths;

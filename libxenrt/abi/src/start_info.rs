@@ -66,3 +66,5 @@ crate::assert_layout!(MemmapEntry, 24);
 
 /// E820 type of usable memory.
 pub const MEMMAP_RAM: u32 = 1;
+/// E820 type of what is not usable.
+pub const MEMMAP_RESERVED: u32 = 2;

@@ -180,7 +180,7 @@ mod tests {
     use std::num::NonZeroU64;
 
     fn flat() -> Flat {
-        Flat { bytes: vec![1], mem_len: 0x5000, entry: 0x10_0000, tls: [1, 2, 3, 4], text_len: 0 }
+        Flat { bytes: [1].into(), mem_len: 0x5000, entry: 0x10_0000, tls: [1, 2, 3, 4], text_len: 0 }
     }
 
     fn word(boot: &Boot, address: u64) -> u64 {

@@ -1,7 +1,8 @@
 //! Writes the system bundle (`abi::bundle`) and reads it back with the code the hypervisor uses.
 
-use super::boot::{self, Boot};
+use super::boot;
 use super::elf::{Flat, LOAD_ADDRESS};
+use super::kernel::{Kernel, pvh};
 use crate::manifest::{Role, System, image::Image, store};
 use crate::units::{Size, kib};
 use abi::PAGE_SIZE;
@@ -11,10 +12,22 @@ use abi::bundle::{
 use abi::ids::DomId;
 use anyhow::{Context, Result, anyhow, ensure};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use zerocopy::IntoBytes;
 
 /// Least heap a unikernel starts with.
 const MIN_HEAP: u64 = 64 << 10;
+
+/// What the domains of a system are made of, by the names their manifests use.
+#[derive(Clone, Debug, Default)]
+pub struct Parts {
+    /// Unikernels.
+    pub images: BTreeMap<String, (Image, Flat)>,
+    /// Linux kernels.
+    pub kernels: BTreeMap<String, Kernel>,
+    /// Their initrds.
+    pub initrds: BTreeMap<String, Arc<[u8]>>,
+}
 
 #[derive(Default)]
 struct Tables {
@@ -22,85 +35,123 @@ struct Tables {
     segments: Vec<Segment>,
     devices: Vec<Device>,
     ports: Vec<Ports>,
-    /// Data of each segment.
-    data: Vec<Vec<u8>>,
+    /// Data of each segment; what several domains have in common is there once.
+    data: Vec<Arc<[u8]>>,
 }
 
-/// Composes the bundle of a checked system from its flattened images, by name.
+/// A domain's first memory and how it is entered; the rest of its record comes from the manifest.
+struct Loaded {
+    segments: Vec<(u64, Arc<[u8]>)>,
+    entry: Domain,
+    device_id: u32,
+}
+
+/// Composes the bundle of a checked system from its parts.
 ///
 /// # Errors
 /// A domain's memory is too small for its image; its config or command line is too long.
-pub fn compose(system: &System, images: &BTreeMap<String, (Image, Flat)>) -> Result<Vec<u8>> {
+pub fn compose(system: &System, parts: &Parts) -> Result<Vec<u8>> {
     let mut tables = Tables::default();
     let xenstore = store::compile(system);
     for (index, domain) in system.domains.iter().enumerate() {
-        let (image, flat) = images
-            .get(&domain.image)
-            .ok_or_else(|| anyhow!("domain `{}`: image `{}` is not built", domain.name, domain.image))?;
-        let config = if domain.role == Role::Control && domain.config.is_empty() {
-            xenstore.clone()
-        } else {
-            domain.config.iter().map(|(key, value)| format!("{key}={value}\n")).collect()
+        let loaded = match &domain.linux {
+            Some(linux) => self::linux(domain, linux, parts),
+            None => unikernel(domain, &xenstore, parts),
         };
-        let special = u64::from(special::CONSOLE) * PAGE_SIZE as u64;
-        let needed = LOAD_ADDRESS + flat.mem_len + MIN_HEAP + special;
-        ensure!(
-            domain.memory.0 >= needed,
-            "domain `{}`: memory = {} is too little for image `{}`: it needs {} at least; give it {} or more",
-            domain.name,
-            domain.memory,
-            domain.image,
-            kib(needed),
-            Size(needed.next_multiple_of(1 << 20))
-        );
-        let boot = boot::lay(flat, domain.memory.0 - special, &domain.command_line, config.as_bytes())
-            .with_context(|| format!("domain `{}`", domain.name))?;
-        add(&mut tables, index, domain, image.device_id()?, flat, boot);
+        tables.add(index, domain, loaded.with_context(|| format!("domain `{}`", domain.name))?);
     }
     write(tables)
 }
 
-fn add(tables: &mut Tables, index: usize, domain: &crate::manifest::Domain, device_id: u32, flat: &Flat, boot: Boot) {
-    let mut name = [0; 32];
-    name[..domain.name.len()].copy_from_slice(domain.name.as_bytes());
-    let record = Domain {
-        name,
-        domid: DomId(index as u16),
-        flags: match domain.role {
+fn unikernel(domain: &crate::manifest::Domain, xenstore: &str, parts: &Parts) -> Result<Loaded> {
+    let name = domain.source();
+    let (image, flat) = parts.images.get(name).ok_or_else(|| anyhow!("image `{name}` is not built"))?;
+    let config = if domain.role == Role::Control && domain.config.is_empty() {
+        xenstore.to_string()
+    } else {
+        domain.config.iter().map(|(key, value)| format!("{key}={value}\n")).collect()
+    };
+    let special = u64::from(special::CONSOLE) * PAGE_SIZE as u64;
+    let needed = LOAD_ADDRESS + flat.mem_len + MIN_HEAP + special;
+    ensure!(
+        domain.memory.0 >= needed,
+        "memory = {} is too little for image `{name}`: it needs {} at least; give it {} or more",
+        domain.memory,
+        kib(needed),
+        Size(needed.next_multiple_of(1 << 20))
+    );
+    let boot = boot::lay(flat, domain.memory.0 - special, &domain.command_line, config.as_bytes())?;
+    Ok(Loaded {
+        segments: vec![(boot::BASE, boot.bytes.into()), (LOAD_ADDRESS, flat.bytes.clone())],
+        entry: Domain {
+            entry_kind: entry::LONG64,
+            rip: flat.entry,
+            rsp: boot::STACK_POINTER,
+            cr3: boot.cr3,
+            rdi: boot.boot_info,
+            ..Domain::default()
+        },
+        device_id: image.device_id()?,
+    })
+}
+
+fn linux(domain: &crate::manifest::Domain, linux: &crate::manifest::Linux, parts: &Parts) -> Result<Loaded> {
+    let name = &linux.kernel;
+    let kernel = parts.kernels.get(name).ok_or_else(|| anyhow!("kernel `{name}` is not loaded"))?;
+    let initrd = linux
+        .initrd
+        .as_ref()
+        .map(|name| parts.initrds.get(name).cloned().ok_or_else(|| anyhow!("initrd `{name}` is not loaded")));
+    let initrd = initrd.transpose()?;
+    let initrd_len = initrd.as_ref().map_or(0, |bytes| bytes.len() as u64);
+    let boot = pvh::lay(kernel, initrd_len, &domain.command_line, domain.memory.0, domain.vcpus)?;
+    let mut segments = vec![(pvh::BASE, boot.bytes.into()), (kernel.start, Arc::clone(&kernel.bytes))];
+    segments.extend(initrd.map(|bytes| (boot.initrd, bytes)));
+    let entry = Domain {
+        flags: flags::PVH,
+        entry_kind: entry::PVH32,
+        rip: kernel.entry.into(),
+        rdi: pvh::BASE,
+        ..Domain::default()
+    };
+    Ok(Loaded { segments, entry, device_id: 0 })
+}
+
+impl Tables {
+    fn add(&mut self, index: usize, domain: &crate::manifest::Domain, loaded: Loaded) {
+        let mut name = [0; 32];
+        name[..domain.name.len()].copy_from_slice(domain.name.as_bytes());
+        let role = match domain.role {
             Role::Control => flags::CONTROL,
             Role::Driver => flags::DRIVER,
             Role::Guest => 0,
-        },
-        mem_pages: (domain.memory.0 / PAGE_SIZE as u64) as u32,
-        vcpus: domain.vcpus,
-        entry_kind: entry::LONG64,
-        cpu_mask: domain.cpus.iter().fold(0, |mask, cpu| mask | 1 << cpu),
-        rip: flat.entry,
-        rsp: boot::STACK_POINTER,
-        cr3: boot.cr3,
-        rdi: boot.boot_info,
-        first_segment: tables.segments.len() as u32,
-        nr_segments: 2,
-        first_device: tables.devices.len() as u32,
-        nr_devices: u32::from(domain.device.is_some()),
-        first_port: tables.ports.len() as u32,
-        nr_ports: domain.ports.len() as u32,
-        max_ports: domain.max_ports,
-        max_grant_frames: domain.max_grant_frames,
-        ..Domain::default()
-    };
-    tables.domains.push(record);
-    for (gpa, bytes) in [(boot::BASE, boot.bytes), (LOAD_ADDRESS, flat.bytes.clone())] {
-        tables.segments.push(Segment {
-            gpa,
-            file_len: bytes.len() as u64,
-            crc: crc32fast::hash(&bytes),
-            ..Segment::default()
+        };
+        let start = if domain.start { 0 } else { flags::ON_DEMAND };
+        self.domains.push(Domain {
+            name,
+            domid: DomId(index as u16),
+            flags: loaded.entry.flags | role | start,
+            mem_pages: (domain.memory.0 / PAGE_SIZE as u64) as u32,
+            vcpus: domain.vcpus,
+            cpu_mask: domain.cpus.iter().fold(0, |mask, cpu| mask | 1 << cpu),
+            first_segment: self.segments.len() as u32,
+            nr_segments: loaded.segments.len() as u32,
+            first_device: self.devices.len() as u32,
+            nr_devices: u32::from(domain.device.is_some()),
+            first_port: self.ports.len() as u32,
+            nr_ports: domain.ports.len() as u32,
+            max_ports: domain.max_ports,
+            max_grant_frames: domain.max_grant_frames,
+            ..loaded.entry
         });
-        tables.data.push(bytes);
+        for (gpa, bytes) in loaded.segments {
+            let file_len = bytes.len() as u64;
+            self.segments.push(Segment { gpa, file_len, crc: crc32fast::hash(&bytes), ..Segment::default() });
+            self.data.push(bytes);
+        }
+        self.devices.extend(domain.device.map(|bdf| Device { segment: 0, bdf: bdf.0, id: loaded.device_id }));
+        self.ports.extend(domain.ports.iter().map(|p| Ports { first: p.first, count: p.count, irq: p.irq }));
     }
-    tables.devices.extend(domain.device.map(|bdf| Device { segment: 0, bdf: bdf.0, id: device_id }));
-    tables.ports.extend(domain.ports.iter().map(|p| Ports { first: p.first, count: p.count, irq: p.irq }));
 }
 
 fn write(mut tables: Tables) -> Result<Vec<u8>> {
@@ -110,9 +161,12 @@ fn write(mut tables: Tables) -> Result<Vec<u8>> {
         + size_of_val(tables.devices.as_slice())
         + size_of_val(tables.ports.as_slice());
     let mut end = tables_len.next_multiple_of(PAGE_SIZE);
+    let mut places: BTreeMap<*const u8, u64> = BTreeMap::new();
     for (segment, data) in tables.segments.iter_mut().zip(&tables.data) {
-        segment.offset = end as u64;
-        end = (end + data.len()).next_multiple_of(PAGE_SIZE);
+        segment.offset = *places.entry(data.as_ptr()).or_insert(end as u64);
+        if segment.offset == end as u64 {
+            end = (end + data.len()).next_multiple_of(PAGE_SIZE);
+        }
     }
     let mut body = Vec::with_capacity(tables_len);
     body.extend_from_slice(tables.domains.as_bytes());
@@ -136,8 +190,10 @@ fn write(mut tables: Tables) -> Result<Vec<u8>> {
     out.extend_from_slice(header.as_bytes());
     out.extend_from_slice(&body);
     for (segment, data) in tables.segments.iter().zip(&tables.data) {
-        out.resize(segment.offset as usize, 0);
-        out.extend_from_slice(data);
+        if segment.offset >= out.len() as u64 {
+            out.resize(segment.offset as usize, 0);
+            out.extend_from_slice(data);
+        }
     }
     out.resize(end, 0);
     read_back(&out)?;
@@ -160,22 +216,33 @@ mod tests {
     use super::*;
     use crate::manifest::tests::SYSTEM;
 
-    fn images(mem_len: u64) -> BTreeMap<String, (Image, Flat)> {
-        ["control", "netback-e1000", "web"]
+    fn parts(mem_len: u64) -> Parts {
+        let images = ["control", "netback-e1000", "web"]
             .into_iter()
             .map(|name| {
                 let image: Image = toml::from_str("package = \"x\"\nabout = \"y\"\ndrives = \"8086:100e\"").unwrap();
-                let flat =
-                    Flat { bytes: vec![0x90; 5000], mem_len, entry: LOAD_ADDRESS + 0x10, tls: [0; 4], text_len: 5000 };
+                let flat = Flat {
+                    bytes: vec![0x90; 5000].into(),
+                    mem_len,
+                    entry: LOAD_ADDRESS + 0x10,
+                    tls: [0; 4],
+                    text_len: 5000,
+                };
                 (name.to_string(), (image, flat))
             })
-            .collect()
+            .collect();
+        let kernel = Kernel { start: 0x100_0000, bytes: vec![0x48; 9000].into(), end: 0x110_0000, entry: 0x100_0100 };
+        Parts {
+            images,
+            kernels: [("vmlinux".to_string(), kernel)].into(),
+            initrds: [("initrd".to_string(), vec![0x33; 70].into())].into(),
+        }
     }
 
     #[test]
     fn a_bundle_is_read_back_as_it_was_meant() {
         let system = System::parse(SYSTEM, "test").unwrap();
-        let bytes = compose(&system, &images(0x4000)).unwrap();
+        let bytes = compose(&system, &parts(0x4000)).unwrap();
         let mut words = vec![0u64; bytes.len().div_ceil(8)];
         words.as_mut_bytes()[..bytes.len()].copy_from_slice(&bytes);
         let bundle = Bundle::parse(words.as_bytes()).unwrap();
@@ -192,9 +259,34 @@ mod tests {
     }
 
     #[test]
+    fn two_linux_guests_share_their_kernel_in_the_bundle() {
+        let guest = |name: &str| {
+            format!(
+                "[[domain]]\nname='{name}'\nrole='guest'\nmemory='48MiB'\nvcpus=2\nstart=false\n\
+                 linux={{kernel='vmlinux',initrd='initrd'}}\n"
+            )
+        };
+        let text = SYSTEM.replacen("64MiB", "256MiB", 1) + &guest("one") + &guest("two");
+        let system = System::parse(&text, "test").unwrap();
+        let bytes = compose(&system, &parts(0x4000)).unwrap();
+        let mut words = vec![0u64; bytes.len().div_ceil(8)];
+        words.as_mut_bytes()[..bytes.len()].copy_from_slice(&bytes);
+        let bundle = Bundle::parse(words.as_bytes()).unwrap();
+        let (one, two) = (&bundle.domains()[3], &bundle.domains()[4]);
+        assert_eq!((one.entry_kind, one.flags, one.vcpus), (entry::PVH32, flags::PVH | flags::ON_DEMAND, 2));
+        assert_eq!((one.rip, one.rdi), (0x100_0100, pvh::BASE));
+        let places = |d| bundle.segments(d).iter().map(|s| (s.gpa, s.offset)).collect::<Vec<_>>();
+        let (first, second) = (places(one), places(two));
+        assert_eq!(first.iter().map(|p| p.0).collect::<Vec<_>>(), [pvh::BASE, 0x100_0000, 0x120_0000]);
+        assert_eq!(first[1..], second[1..]);
+        assert_ne!(first[0], second[0]);
+        assert_eq!(bundle.data(&bundle.segments(two)[2]), Some(&[0x33; 70][..]));
+    }
+
+    #[test]
     fn damage_and_truncation_of_a_bundle_are_found() {
         let system = System::parse(SYSTEM, "test").unwrap();
-        let bytes = compose(&system, &images(0x4000)).unwrap();
+        let bytes = compose(&system, &parts(0x4000)).unwrap();
         let mut bad = bytes.clone();
         *bad.last_mut().unwrap() = 1;
         assert!(read_back(&bad).is_ok(), "padding carries nothing");
@@ -210,7 +302,7 @@ mod tests {
     #[test]
     fn too_little_memory_names_domain_image_and_need() {
         let system = System::parse(SYSTEM, "test").unwrap();
-        let error = compose(&system, &images(8 << 20)).unwrap_err().to_string();
+        let error = format!("{:#}", compose(&system, &parts(8 << 20)).unwrap_err());
         assert!(error.contains("`control`") && error.contains("memory = 4MiB") && error.contains("10MiB"), "{error}");
     }
 }

@@ -7,20 +7,23 @@ use anyhow::{Result, anyhow, bail, ensure};
 use hermit_entry::elf::KernelObject;
 use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::sync::Arc;
 use zerocopy::IntoBytes;
 
 /// Where every image is loaded.
 pub const LOAD_ADDRESS: u64 = 0x10_0000;
 
-const PT_LOAD: u32 = 1;
+/// To be loaded.
+pub const PT_LOAD: u32 = 1;
 const PT_DYNAMIC: u32 = 2;
-const PT_NOTE: u32 = 4;
+/// Notes.
+pub const PT_NOTE: u32 = 4;
 
 /// A relocated image.
 #[derive(Clone, Debug)]
 pub struct Flat {
     /// Memory from [`LOAD_ADDRESS`] on, zeros at its end left out.
-    pub bytes: Vec<u8>,
+    pub bytes: Arc<[u8]>,
     /// Bytes of memory it takes, with BSS.
     pub mem_len: u64,
     /// Address of its first instruction.
@@ -31,23 +34,30 @@ pub struct Flat {
     pub text_len: u64,
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+/// The little-endian number at an offset, if the bytes reach that far.
+pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_le_bytes(bytes.get(at..at.checked_add(2)?)?.try_into().ok()?))
 }
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+/// See [`u16_at`].
+pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+/// See [`u16_at`].
+pub fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at.checked_add(8)?)?.try_into().ok()?))
 }
 
 /// A program header, as far as it matters here (ELF-64 specification, figure 6).
 #[derive(Clone, Debug)]
-struct Program {
-    kind: u32,
+pub struct Program {
+    /// [`PT_LOAD`], [`PT_NOTE`], …
+    pub kind: u32,
     executable: bool,
-    file: Range<u64>,
+    /// Bytes of the file.
+    pub file: Range<u64>,
     memory: Range<u64>,
+    /// Where it is loaded while paging is off.
+    pub physical: Range<u64>,
 }
 
 fn programs(elf: &[u8]) -> Option<Vec<Program>> {
@@ -60,7 +70,7 @@ fn programs(elf: &[u8]) -> Option<Vec<Program>> {
     (0..count)
         .map(|i| {
             let at = start.checked_add(i.checked_mul(size)?)?;
-            let (offset, address) = (u64_at(elf, at + 8)?, u64_at(elf, at + 16)?);
+            let (offset, address, physical) = (u64_at(elf, at + 8)?, u64_at(elf, at + 16)?, u64_at(elf, at + 24)?);
             let (file_len, mem_len) = (u64_at(elf, at + 32)?, u64_at(elf, at + 40)?);
             u64_at(elf, at + 48)?;
             Some(Program {
@@ -68,19 +78,52 @@ fn programs(elf: &[u8]) -> Option<Vec<Program>> {
                 executable: u32_at(elf, at + 4)? & 1 == 1,
                 file: offset..offset.checked_add(file_len)?,
                 memory: address..address.checked_add(mem_len)?,
+                physical: physical..physical.checked_add(mem_len)?,
             })
         })
         .collect()
 }
 
-fn check(elf: &[u8]) -> Result<Vec<Program>> {
+/// Names of the shared libraries an executable or library needs (DT_NEEDED).
+///
+/// # Errors
+/// It is no such file, or damaged.
+pub fn needed(elf: &[u8]) -> Result<Vec<String>> {
+    const DT_NEEDED: u64 = 1;
+    const DT_STRTAB: u64 = 5;
+    let programs = programs_of(elf)?;
+    let Some(dynamic) = programs.iter().find(|p| p.kind == PT_DYNAMIC) else { return Ok(Vec::new()) };
+    let table = elf.get(dynamic.file.start as usize..dynamic.file.end as usize).unwrap_or_default();
+    let entries: Vec<(u64, u64)> =
+        table.chunks_exact(16).filter_map(|entry| Some((u64_at(entry, 0)?, u64_at(entry, 8)?))).collect();
+    let names = entries.iter().find(|(tag, _)| *tag == DT_STRTAB).and_then(|&(_, address)| {
+        let holder = programs.iter().find(|p| p.kind == PT_LOAD && p.memory.contains(&address))?;
+        elf.get(usize::try_from(holder.file.start.checked_add(address - holder.memory.start)?).ok()?..)
+    });
+    let name = |offset: u64| {
+        let text = names?.get(usize::try_from(offset).ok()?..)?.split(|&b| b == 0).next()?;
+        Some(std::str::from_utf8(text).ok()?.to_string())
+    };
+    let wanted = entries.iter().filter(|(tag, _)| *tag == DT_NEEDED);
+    wanted.map(|&(_, offset)| name(offset).ok_or_else(|| anyhow!("its dynamic section is damaged"))).collect()
+}
+
+/// The program headers of an executable for our processor.
+///
+/// # Errors
+/// It is something else, or truncated.
+pub fn programs_of(elf: &[u8]) -> Result<Vec<Program>> {
     ensure!(elf.len() >= 64, "it has {} bytes, less than an ELF header", elf.len());
     ensure!(elf.starts_with(b"\x7fELF"), "it is no ELF file");
     ensure!(elf.get(4..6) == Some(&[2, 1]), "it is no 64-bit little-endian ELF file");
     ensure!(u16_at(elf, 18) == Some(62), "it is built for another machine than x86-64");
+    programs(elf).ok_or_else(|| anyhow!("it is truncated or damaged: program headers outside of it"))
+}
+
+fn check(elf: &[u8]) -> Result<Vec<Program>> {
+    let programs = programs_of(elf)?;
     ensure!(u16_at(elf, 16) == Some(3), "it is no static PIE (ELF type DYN); build it for x86_64-unknown-none");
     let len = elf.len() as u64;
-    let programs = programs(elf).ok_or_else(|| anyhow!("it is truncated or damaged: program headers outside of it"))?;
     let sections = u64_at(elf, 40).zip(u16_at(elf, 60));
     let sections_end = sections.and_then(|(start, count)| start.checked_add(u64::from(count) * 64));
     ensure!(sections_end.is_some_and(|end| end <= len), "it is truncated or damaged: section headers outside of it");
@@ -139,7 +182,7 @@ fn load(elf: &[u8]) -> Result<Flat> {
         bail!("its entry point {:#x} lies outside of it", loaded.entry_point);
     }
     let tls = loaded.load_info.tls_info.map_or([0; 4], |t| [t.start, t.filesz, t.memsz, t.align]);
-    Ok(Flat { bytes, mem_len, entry: loaded.entry_point, tls, text_len: 0 })
+    Ok(Flat { bytes: bytes.into(), mem_len, entry: loaded.entry_point, tls, text_len: 0 })
 }
 
 /// Runs `work` so that a panic becomes an error with its message, printed nowhere.

@@ -3,12 +3,14 @@
 //! [`elf`] flattens what cargo has built, [`boot`] lays what a domain finds below its image, [`bundle`] packs it all.
 mod boot;
 mod bundle;
-mod elf;
+pub mod elf;
+pub mod kernel;
 
 use crate::manifest::{self, System, image::Image};
 use crate::units::kib;
-use crate::{cargo, paths, table};
+use crate::{cargo, linux, paths, table};
 use anyhow::{Context, Result};
+use bundle::Parts;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::PathBuf;
@@ -106,7 +108,8 @@ pub fn describe(weights: &[Weight]) -> String {
 /// # Errors
 /// As [`system`].
 pub fn prepare<'a>(systems: impl Iterator<Item = &'a System>) -> Result<()> {
-    let images = load_all(systems.flat_map(|s| s.domains.iter().map(|d| d.image.as_str())))?;
+    let systems: Vec<&System> = systems.collect();
+    let images = load_all(systems.iter().flat_map(|s| s.images()))?;
     build_packages(&images, true)
 }
 
@@ -124,14 +127,24 @@ pub fn system(system: &System, name: &str) -> Result<Built> {
 /// # Errors
 /// As [`system`].
 pub fn pack(system: &System, name: &str) -> Result<Built> {
-    let images = load_all(system.domains.iter().map(|d| d.image.as_str()))?;
-    let flats = flatten_all(images)?;
-    let bytes = bundle::compose(system, &flats)?;
+    let mut parts = Parts { images: flatten_all(load_all(system.images())?)?, ..Parts::default() };
+    for (domain, linux) in system.domains.iter().filter_map(|d| Some((d, d.linux.as_ref()?))) {
+        let guest = || format!("domain `{}`", domain.name);
+        if !parts.kernels.contains_key(&linux.kernel) {
+            let kernel = kernel::load(&linux::kernel(&linux.kernel)?).with_context(guest)?;
+            parts.kernels.insert(linux.kernel.clone(), kernel);
+        }
+        if let Some(name) = linux.initrd.as_ref().filter(|name| !parts.initrds.contains_key(*name)) {
+            let initrd = kernel::initrd::load(&linux::initrd(name)?).with_context(guest)?;
+            parts.initrds.insert(name.clone(), initrd);
+        }
+    }
+    let bytes = bundle::compose(system, &parts)?;
     let stem = std::path::Path::new(name).file_stem().map_or("system".into(), |s| s.to_string_lossy());
     std::fs::create_dir_all(paths::output()).with_context(|| format!("cannot create {}", paths::output().display()))?;
     let bundle = paths::output().join(format!("{stem}.bundle"));
     std::fs::write(&bundle, bytes).with_context(|| format!("cannot write {}", bundle.display()))?;
-    let weights = flats.values().map(|(image, flat)| weigh(image, flat)).collect::<Result<_>>()?;
+    let weights = parts.images.values().map(|(image, flat)| weigh(image, flat)).collect::<Result<_>>()?;
     Ok(Built { hypervisor: paths::executable("hypervisor"), bundle, weights })
 }
 

@@ -1,6 +1,7 @@
 //! Contradictions in a system manifest, each told with the thing's name and what to do about it.
 
 use super::{Domain, Role, System, disk};
+use crate::units::Size;
 use anyhow::{Result, bail, ensure};
 use std::collections::BTreeMap;
 
@@ -8,6 +9,10 @@ use std::collections::BTreeMap;
 pub const HYPERVISOR_RESERVE: u64 = 32 << 20;
 /// libxenrt maps foreign pages from 1 GiB up, so RAM ends there.
 pub const MAX_DOMAIN_MEMORY: u64 = 1 << 30;
+/// Linux' RAM ends below the hole in front of 4 GiB, in which the local APIC stands.
+pub const MAX_LINUX_MEMORY: u64 = 3 << 30;
+/// `vcpu_info`s in a `shared_info` page.
+const MAX_VCPUS: u32 = 32;
 
 /// Checks all that needs no built image.
 ///
@@ -58,10 +63,13 @@ fn domain(system: &System, domain: &Domain) -> Result<()> {
     if let Some(cpu) = domain.cpus.iter().find(|&&cpu| cpu >= cpus) {
         bail!("domain `{name}`: cpus names {cpu}, but the machine has only 0 to {}", cpus - 1);
     }
+    source(domain)?;
+    let most = if domain.linux.is_some() { MAX_LINUX_MEMORY } else { MAX_DOMAIN_MEMORY };
     ensure!(
-        domain.memory.0.is_multiple_of(4096) && domain.memory.0 <= MAX_DOMAIN_MEMORY,
-        "domain `{name}`: memory = {}; whole pages up to 1GiB are possible",
-        domain.memory
+        domain.memory.0.is_multiple_of(4096) && domain.memory.0 <= most,
+        "domain `{name}`: memory = {}; whole pages up to {} are possible",
+        domain.memory,
+        Size(most)
     );
     for (key, value) in &domain.config {
         ensure!(
@@ -75,10 +83,7 @@ fn domain(system: &System, domain: &Domain) -> Result<()> {
             || (system.vifs().next().is_none() && system.vbds().next().is_none()),
         "domain `{name}`: config of a control domain takes the place of the initial xenstore, which vifs and vbds need"
     );
-    ensure!(
-        !domain.command_line.contains(['\n', '\0']) && domain.command_line.len() < 1024,
-        "domain `{name}`: command-line has to be one line below 1024 bytes"
-    );
+    ensure!(!domain.command_line.contains(['\n', '\0']), "domain `{name}`: command-line has to be one line");
     for ports in &domain.ports {
         ensure!(
             ports.count >= 1 && ports.first.checked_add(ports.count - 1).is_some(),
@@ -105,6 +110,30 @@ fn domain(system: &System, domain: &Domain) -> Result<()> {
             "domain `{name}`: may-crash names `{target}`, which is no domain of this system"
         );
     }
+    Ok(())
+}
+
+/// What stands in its memory, and what goes with that only.
+fn source(domain: &Domain) -> Result<()> {
+    let name = &domain.name;
+    match (&domain.image, &domain.linux) {
+        (Some(_), None) => {}
+        (None, Some(_)) => {
+            ensure!(domain.role == Role::Guest, "domain `{name}`: a Linux kernel is a guest; give it role = \"guest\"");
+            ensure!(
+                domain.config.is_empty(),
+                "domain `{name}`: Linux reads no config; write what it is to know into command-line"
+            );
+        }
+        (Some(_), Some(_)) => bail!("domain `{name}` has both an image and [domain.linux]; remove one"),
+        (None, None) => bail!("domain `{name}` has neither an image nor [domain.linux]; give it one"),
+    }
+    ensure!(domain.vcpus <= MAX_VCPUS, "domain `{name}`: vcpus = {}; {MAX_VCPUS} are possible at most", domain.vcpus);
+    ensure!(
+        domain.start || domain.role == Role::Guest,
+        "domain `{name}`: start = false is for guests; a {} is needed from the beginning",
+        domain.role
+    );
     Ok(())
 }
 

@@ -86,12 +86,17 @@ impl fmt::Display for Role {
 pub struct Domain {
     /// Unique; people and `ctl` use it.
     pub name: String,
-    /// Name of a file in `images/`, without `.toml`.
-    pub image: String,
+    /// Name of a file in `images/`, without `.toml`; this or [`Domain::linux`].
+    pub image: Option<String>,
+    /// A Linux kernel in the place of an image.
+    pub linux: Option<Linux>,
     /// What it may do.
     pub role: Role,
     /// RAM, with the three special pages.
     pub memory: Size,
+    /// Made when the machine starts; else by `ctl create`.
+    #[serde(default = "yes")]
+    pub start: bool,
     /// Virtual CPUs.
     #[serde(default = "one")]
     pub vcpus: u32,
@@ -128,8 +133,26 @@ pub struct Domain {
     pub may_crash: Vec<String>,
 }
 
+/// A Linux guest. Files are named from the workspace's root.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Linux {
+    /// A vmlinux or bzImage, or [`DEBIAN`]: the stock kernel of the host's distribution.
+    pub kernel: String,
+    /// The initrd, or what xtask makes: [`DEBIAN`] has busybox and iperf3, [`DEBIAN_FIO`] fio as well.
+    pub initrd: Option<String>,
+}
+
+/// What xtask fetches itself; `linux::packages` says how.
+pub const DEBIAN: &str = "debian";
+/// See [`Linux::initrd`].
+pub const DEBIAN_FIO: &str = "debian-fio";
+
 const fn one() -> u32 {
     1
+}
+const fn yes() -> bool {
+    true
 }
 const fn default_ports() -> u32 {
     128
@@ -256,7 +279,20 @@ macro_rules! from_text {
 }
 from_text!(Bdf, Mac);
 
+impl Domain {
+    /// What stands in its memory, for messages.
+    pub fn source(&self) -> &str {
+        let kernel = self.linux.as_ref().map(|linux| linux.kernel.as_str());
+        self.image.as_deref().or(kernel).unwrap_or_default()
+    }
+}
+
 impl System {
+    /// Names of the images, some more than once.
+    pub fn images(&self) -> impl Iterator<Item = &str> {
+        self.domains.iter().filter_map(|d| d.image.as_deref())
+    }
+
     /// Reads text; `source` names it in errors.
     ///
     /// # Errors

@@ -80,7 +80,14 @@ refused! {
     an_unknown_key_of_a_policy: refusal("window", "span") => "unknown field `span`", "`window`";
     an_unknown_key_of_the_machine: refusal("cpus", "cores") => "unknown field `cores`", "`cpus`";
     an_unknown_role: refusal("role = \"guest\"", "role = \"vip\"") => "unknown variant `vip`", "`guest`";
-    a_missing_key: refusal("image = \"web\"", "") => "missing field `image`";
+    a_missing_key: refusal("image = \"web\"", "") => "`web`", "image", "[domain.linux]";
+    both_image_and_kernel: refusal("may-crash", "linux = { kernel = \"k\" }\nmay-crash") => "`web`", "both";
+    a_linux_driver: refusal("image = \"netback-e1000\"", "linux = { kernel = \"k\" }") => "netback-e1000", "role = \"guest\"";
+    a_config_of_linux: refusal("image = \"web\"", "linux = { kernel = \"k\" }\nconfig = { a = \"b\" }")
+        => "`web`", "command-line";
+    more_vcpus_than_events_have_room_for:
+        refusal("image = \"web\"", "linux = { kernel = \"k\" }\nvcpus = 33") => "`web`", "vcpus = 33";
+    control_that_is_not_started: refusal("ports = [{", "start = false\nports = [{") => "`control`", "start = false";
     two_domains_of_one_name: refusal("name = \"web\"", "name = \"control\"") => "two domains", "`control`";
     a_name_nobody_can_type: refusal("name = \"web\"", "name = \"we b\"") => "`we b`";
     a_vif_to_an_unknown_backend: refusal("backend = \"netback-e1000\"", "backend = \"netback\"")
@@ -165,8 +172,8 @@ fn every_manifest_in_the_tree_is_sound() {
     }
     for name in names(&paths::images().join("systems")) {
         let system = System::load(&name).unwrap();
-        for domain in &system.domains {
-            image::Image::load(&domain.image).unwrap();
+        for image in system.images() {
+            image::Image::load(image).unwrap();
         }
     }
 }

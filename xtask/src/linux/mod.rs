@@ -1,0 +1,30 @@
+//! What it takes to have a Linux guest: its pieces from Debian's packages ([`packages`]), the modules among them
+//! ([`modules`]), an initramfs ([`initramfs`], written as [`cpio`]).
+mod cpio;
+mod initramfs;
+mod modules;
+mod packages;
+
+use crate::manifest::{DEBIAN, DEBIAN_FIO};
+use crate::paths;
+use anyhow::Result;
+use std::path::PathBuf;
+
+/// The file behind a manifest's `kernel`.
+///
+/// # Errors
+/// Of the packages.
+pub fn kernel(name: &str) -> Result<PathBuf> {
+    if name == DEBIAN { Ok(packages::Kernel::fetch()?.image) } else { Ok(paths::root().join(name)) }
+}
+
+/// The file behind a manifest's `initrd`.
+///
+/// # Errors
+/// Of the packages.
+pub fn initrd(name: &str) -> Result<PathBuf> {
+    match name {
+        DEBIAN | DEBIAN_FIO => initramfs::make(&packages::Kernel::fetch()?, name == DEBIAN_FIO),
+        file => Ok(paths::root().join(file)),
+    }
+}

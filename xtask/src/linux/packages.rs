@@ -1,0 +1,232 @@
+//! Debian's packages as an ordinary user: `apt-get download` and `dpkg-deb -x` into `target/xenolith/debian`, nothing is
+//! installed. What is there is used again without the network; to have newer ones, delete that folder.
+//!
+//! apt uses the host's own package lists. Where these are missing or too old, it gets lists of its own below that folder,
+//! which needs no root.
+
+use super::modules;
+use crate::image::elf;
+use crate::{paths, setup};
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The package that depends on the stock kernel of a release.
+const KERNEL: &str = "linux-image-amd64";
+
+/// Where all of it is.
+fn folder() -> PathBuf {
+    paths::output().join("debian")
+}
+
+/// A stock kernel.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// Its package, with the version in the name.
+    pub package: String,
+    /// The bzImage.
+    pub image: PathBuf,
+    /// Its modules' folder.
+    pub modules: PathBuf,
+}
+
+impl Kernel {
+    /// Fetches the stock kernel of the host's release.
+    ///
+    /// # Errors
+    /// No apt, no network, no such package.
+    pub fn fetch() -> Result<Self> {
+        let known = folder().join("kernel");
+        let package = match std::fs::read_to_string(&known) {
+            Ok(name) => name,
+            Err(_) => {
+                let found = depends(KERNEL)?.into_iter().find(|name| name.starts_with("linux-image-"));
+                let found = found.with_context(|| format!("package {KERNEL} depends on no kernel"))?;
+                std::fs::create_dir_all(folder())?;
+                std::fs::write(&known, &found).with_context(|| format!("cannot write {}", known.display()))?;
+                found
+            }
+        };
+        let root = unpack(&package)?;
+        let version = package.trim_start_matches("linux-image-");
+        let image = root.join("boot").join(format!("vmlinuz-{version}"));
+        ensure!(image.exists(), "package {package} has no {}", image.display());
+        let modules = [root.join("lib/modules"), root.join("usr/lib/modules")]
+            .into_iter()
+            .map(|folder| folder.join(version))
+            .find(|folder| folder.exists())
+            .with_context(|| format!("package {package} has no modules of version {version}"))?;
+        Ok(Self { package, image, modules })
+    }
+
+    /// Its modules.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn index(&self) -> Result<modules::Index> {
+        modules::Index::read(&self.modules)
+    }
+}
+
+/// Programs with all shared libraries they need, each by its path in the guest.
+///
+/// # Errors
+/// A package cannot be had, or none has a library.
+pub fn programs(wanted: &[(&str, &str)]) -> Result<BTreeMap<String, PathBuf>> {
+    let mut files = BTreeMap::new();
+    let mut libraries = Libraries::default();
+    for (package, path) in wanted {
+        let file = unpack(package)?.join(path);
+        ensure!(file.exists(), "package {package} has no {path}");
+        libraries.collect(&[package], &file)?;
+        files.insert((*path).to_string(), file);
+    }
+    for (name, file) in libraries.found {
+        files.insert(format!("usr/lib/x86_64-linux-gnu/{name}"), file);
+    }
+    Ok(files)
+}
+
+/// Shared libraries and the packages they come from.
+#[derive(Default)]
+struct Libraries {
+    found: BTreeMap<String, PathBuf>,
+}
+
+impl Libraries {
+    /// Finds what `file` needs, and what that needs. Its package comes last of those that led to it, whose dependencies it may
+    /// rely on.
+    fn collect(&mut self, packages: &[&str], file: &Path) -> Result<()> {
+        let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let needed = elf::needed(&bytes).with_context(|| format!("{}", file.display()))?;
+        for name in needed {
+            if self.found.contains_key(&name) {
+                continue;
+            }
+            let (owner, path) =
+                packages.iter().rev().find_map(|package| find_library(package, &name).transpose()).with_context(
+                    || format!("no package that {} depend on has the library {name}", packages.join(", ")),
+                )??;
+            // A library is a link to its versioned file; the guest gets one file by the name it is asked for.
+            let path = path.canonicalize().with_context(|| format!("{}", path.display()))?;
+            self.found.insert(name, path.clone());
+            self.collect(&[packages, &[&owner]].concat(), &path)?;
+        }
+        Ok(())
+    }
+}
+
+/// The package among those that `package` depends on (or itself) that has a library.
+fn find_library(package: &str, name: &str) -> Result<Option<(String, PathBuf)>> {
+    let mut candidates = vec![package.to_string()];
+    let mut others = depends(package)?;
+    // libssl3 has libcrypto.so.3, but most are named after what they hold; those first spares large downloads.
+    let stem = name.split(".so").next().unwrap_or(name).trim_start_matches("lib");
+    others.sort_by_key(|other| (!other.trim_start_matches("lib").starts_with(stem), !other.contains(stem)));
+    candidates.extend(others);
+    for candidate in candidates {
+        let root = unpack(&candidate)?;
+        if let Some(path) = find_file(&root, name) {
+            return Ok(Some((candidate, path)));
+        }
+    }
+    Ok(None)
+}
+
+/// A file of this name anywhere below a folder; private libraries have folders of their own.
+fn find_file(root: &Path, name: &str) -> Option<PathBuf> {
+    let mut folders = vec![root.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
+            if path.is_dir() && !path.is_symlink() {
+                folders.push(path);
+            } else if path.file_name().is_some_and(|file| file == name) && path.exists() {
+                return Some(path);
+            }
+        }
+    }
+    None
+}
+
+/// Packages a package depends on.
+fn depends(package: &str) -> Result<Vec<String>> {
+    let text = apt("apt-cache", &["depends", package], None)?;
+    let names = text.lines().filter_map(|line| {
+        let name = line.trim().strip_prefix("Depends: ").or_else(|| line.trim().strip_prefix("PreDepends: "))?;
+        (!name.starts_with('<')).then(|| name.split(':').next().unwrap_or(name).to_string())
+    });
+    Ok(names.collect::<BTreeSet<_>>().into_iter().collect())
+}
+
+/// The folder a package is unpacked in; it is fetched if it is not there.
+pub fn unpack(package: &str) -> Result<PathBuf> {
+    let root = folder().join(package);
+    if root.exists() {
+        return Ok(root);
+    }
+    let work = folder().join(format!(".{package}"));
+    let _ = std::fs::remove_dir_all(&work);
+    std::fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
+    println!("fetching Debian's package {package}");
+    apt("apt-get", &["--quiet=2", "download", package], Some(&work))?;
+    let deb = std::fs::read_dir(&work)?.flatten().map(|e| e.path()).find(|p| p.extension().is_some_and(|e| e == "deb"));
+    let deb = deb.with_context(|| format!("apt-get download {package} left no file in {}", work.display()))?;
+    let files = work.join("files");
+    let done = Command::new("dpkg-deb").arg("-x").args([&deb, &files]).stdin(Stdio::null()).output();
+    let done = done.context("cannot start dpkg-deb")?;
+    ensure!(done.status.success(), "dpkg-deb cannot unpack {}: {}", deb.display(), said(&done.stderr));
+    // Under its name only when it is whole.
+    std::fs::rename(&files, &root).with_context(|| format!("cannot write {}", root.display()))?;
+    std::fs::remove_dir_all(&work)?;
+    Ok(root)
+}
+
+fn said(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).lines().filter(|l| !l.starts_with("W:")).collect::<Vec<_>>().join("; ")
+}
+
+/// Runs an apt program, first with the host's lists, then with lists of our own, which are fetched.
+fn apt(program: &str, args: &[&str], at: Option<&Path>) -> Result<String> {
+    ensure!(
+        setup::find(program).is_some() && setup::find("dpkg-deb").is_some(),
+        "there is no {program} here: fetching a kernel needs Debian 12 or 13; elsewhere name your own: --kernel FILE --initrd FILE"
+    );
+    let own = folder().join("apt");
+    let options = [
+        format!("Dir::State={}", own.display()),
+        "Dir::State::status=/var/lib/dpkg/status".to_string(),
+        format!("Dir::Cache={}", own.display()),
+        "Debug::NoLocking=1".to_string(),
+        // apt would change to a user that cannot write where we may.
+        format!("APT::Sandbox::User={}", if rustix::process::geteuid().is_root() { "root" } else { "" }),
+    ];
+    let options: Vec<&str> = options.iter().flat_map(|option| ["-o", option.as_str()]).collect();
+    let run = |program: &str, options: &[&str], args: &[&str]| {
+        let mut command = Command::new(program);
+        command.args(options).args(args).env("LC_ALL", "C").stdin(Stdio::null());
+        if let Some(at) = at {
+            command.current_dir(at);
+        }
+        let done = command.output().with_context(|| format!("cannot start {program}"))?;
+        Ok::<_, anyhow::Error>((done.status.success() && !done.stdout.is_empty() | at.is_some(), done))
+    };
+    let lists = own.join("lists");
+    if !lists.exists() {
+        let (good, done) = run(program, &["-o", "APT::Sandbox::User=root"], args)?;
+        if good {
+            return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
+        }
+        println!("{program} {} says: {}; fetching package lists of our own", args.join(" "), said(&done.stderr));
+        std::fs::create_dir_all(lists.join("partial"))?;
+        std::fs::create_dir_all(own.join("archives/partial"))?;
+        let (good, done) = run("apt-get", &options, &["--quiet=2", "update"])?;
+        if !good && !done.status.success() {
+            let _ = std::fs::remove_dir_all(&lists);
+            bail!("apt-get update failed: {}; is there a network?", said(&done.stderr));
+        }
+    }
+    let (good, done) = run(program, &options, args)?;
+    ensure!(good, "{program} {} failed: {}", args.join(" "), said(&done.stderr));
+    Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+}
