@@ -77,13 +77,13 @@ pub struct Report {
 
 /// Domains of the system that check disks, with the number of their vbds.
 fn checkers(system: &System) -> Vec<(&str, usize)> {
-    let checkers = system.domains.iter().filter(|d| d.image == CHECKER && !d.vbds.is_empty());
+    let checkers = system.domains.iter().filter(|d| d.image.as_deref() == Some(CHECKER) && !d.vbds.is_empty());
     checkers.map(|d| (d.name.as_str(), d.vbds.len())).collect()
 }
 
 /// Gives every blkcheck an endless mixed load that tells its stalls.
 pub fn configure(system: &mut System, seed: u64) {
-    for domain in system.domains.iter_mut().filter(|d| d.image == CHECKER) {
+    for domain in system.domains.iter_mut().filter(|d| d.image.as_deref() == Some(CHECKER)) {
         for (key, value) in [("mode", "verify"), ("duration-ms", "0"), ("bytes", "0"), ("stall-us", "3000")] {
             domain.config.insert(key.to_string(), value.to_string());
         }

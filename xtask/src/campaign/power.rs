@@ -53,7 +53,7 @@ pub struct Report {
 
 /// Gives blkcheck the endless sequence that the host knows.
 pub fn configure(system: &mut System) {
-    for domain in system.domains.iter_mut().filter(|d| d.image == CHECKER) {
+    for domain in system.domains.iter_mut().filter(|d| d.image.as_deref() == Some(CHECKER)) {
         for (key, value) in [("mode", "power"), ("duration-ms", "0"), ("bytes", "0")] {
             domain.config.insert(key.to_string(), value.to_string());
         }
@@ -66,7 +66,11 @@ pub fn configure(system: &mut System) {
 /// A machine does not come so far that anything is written; a wrong sector is a failure in the report.
 pub fn run(system: &System, name: &str, cuts: u32, seed: u64, bar: bool) -> Result<Report> {
     let mut system = system.clone();
-    let checker = system.domains.iter().position(|d| d.image == CHECKER).context("the system has no blkcheck")?;
+    let checker = system
+        .domains
+        .iter()
+        .position(|d| d.image.as_deref() == Some(CHECKER))
+        .context("the system has no blkcheck")?;
     let drives = Arc::new(Drives::open(&system)?);
     let domain = system.domains[checker].clone();
     let vbd = domain.vbds.first().context("blkcheck has no vbd")?;
