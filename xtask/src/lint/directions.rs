@@ -29,6 +29,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("hostile", &["abi", "ring", "xenstore", "libxenrt"]),
     // What all driver domains do knows neither backends nor drivers.
     ("driver-domain", &["abi", "backend", "hw", "xenstore", "libxenrt"]),
+    // A disk's image adds a driver to what all of them are.
+    ("blkback-domain", &["abi", "backend", "libxenrt", "driver-domain", "blkback"]),
+    ("blkback-ahci", &["libxenrt", "driver-domain", "blkback-domain", "blkback-ahci-driver"]),
     ("netback-e1000", &["abi", "backend", "libxenrt", "driver-domain", "netback", "netback-e1000-driver"]),
     ("web", &["abi", "libxenrt"]),
     (
