@@ -1,9 +1,7 @@
 //! The domain's side of the backend: frontends' pages under libxenrt.
 
 use abi::grant::status;
-use abi::{DomId, Errno, EvtchnPort};
 use alloc::vec::Vec;
-use backend::Runtime;
 use blkback::{MapError, MapRequest, Mapped, Platform};
 use driver_domain::Channels;
 use libxenrt::SharedPage;
@@ -24,23 +22,7 @@ impl Hypercalls {
     }
 }
 
-impl Runtime for Hypercalls {
-    fn bind(&mut self, dom: DomId, port: EvtchnPort) -> Result<EvtchnPort, Errno> {
-        self.channels.bind(dom, port)
-    }
-    fn unbind(&mut self, port: EvtchnPort) {
-        self.channels.unbind(port);
-    }
-    fn notify(&mut self, ports: &[EvtchnPort]) {
-        self.channels.notify(ports);
-    }
-    fn now_us(&self) -> u64 {
-        self.channels.now_us()
-    }
-    fn crash_point(&mut self) {
-        self.channels.crash_point();
-    }
-}
+driver_domain::runtime_by_channels!(Hypercalls);
 
 fn request(request: &MapRequest) -> grant::MapRequest {
     let access = if request.readonly { Access::ReadOnly } else { Access::ReadWrite };

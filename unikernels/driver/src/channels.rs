@@ -3,6 +3,7 @@
 
 use abi::{DomId, Errno, EvtchnPort};
 use alloc::vec::Vec;
+use backend::Runtime;
 use libxenrt::event::Event;
 use libxenrt::hypercall::Batch;
 use libxenrt::watchdog::Watchdog;
@@ -41,26 +42,22 @@ impl Channels {
     pub fn ports(&self) -> impl Iterator<Item = EvtchnPort> {
         self.events.iter().map(Event::port)
     }
+}
 
-    /// Binds to `dom`'s port and gives the local one.
-    ///
-    /// # Errors
-    /// The port is not there for this domain.
-    pub fn bind(&mut self, dom: DomId, port: EvtchnPort) -> Result<EvtchnPort, Errno> {
+impl Runtime for Channels {
+    fn bind(&mut self, dom: DomId, port: EvtchnPort) -> Result<EvtchnPort, Errno> {
         let event = Event::bind_interdomain(dom, port)?;
         let local = event.port();
         self.events.push(event);
         Ok(local)
     }
 
-    /// Closes a local port.
-    pub fn unbind(&mut self, port: EvtchnPort) {
+    fn unbind(&mut self, port: EvtchnPort) {
         // Closed by being dropped.
         self.events.retain(|e| e.port() != port);
     }
 
-    /// Sends events; one multicall where there are several.
-    pub fn notify(&self, ports: &[EvtchnPort]) {
+    fn notify(&mut self, ports: &[EvtchnPort]) {
         for chunk in ports.chunks(BATCH) {
             let mut batch = Batch::<BATCH>::new();
             for &port in chunk {
@@ -72,16 +69,41 @@ impl Channels {
         }
     }
 
-    /// Microseconds of system time.
-    #[must_use]
-    pub fn now_us(&self) -> u64 {
+    fn now_us(&self) -> u64 {
         clock::now().as_micros()
     }
 
-    /// A step of the backend is done; fault injection may end the domain here. A turn on a machine without time to spare is long;
-    /// its steps are not, so each feeds the watchdog.
-    pub fn crash_point(&mut self) {
+    fn crash_point(&mut self) {
+        // A turn on a machine without time to spare is long; its steps are not, so each feeds the watchdog.
         self.feed();
         crash::point();
     }
+}
+
+/// Makes a type with a field `channels` a [`Runtime`] by them: what `Platform` demands of whoever implements it.
+#[macro_export]
+macro_rules! runtime_by_channels {
+    ($t:ty) => {
+        impl $crate::backend::Runtime for $t {
+            fn bind(
+                &mut self,
+                dom: $crate::abi::DomId,
+                port: $crate::abi::EvtchnPort,
+            ) -> Result<$crate::abi::EvtchnPort, $crate::abi::Errno> {
+                self.channels.bind(dom, port)
+            }
+            fn unbind(&mut self, port: $crate::abi::EvtchnPort) {
+                self.channels.unbind(port);
+            }
+            fn notify(&mut self, ports: &[$crate::abi::EvtchnPort]) {
+                self.channels.notify(ports);
+            }
+            fn now_us(&self) -> u64 {
+                self.channels.now_us()
+            }
+            fn crash_point(&mut self) {
+                self.channels.crash_point();
+            }
+        }
+    };
 }

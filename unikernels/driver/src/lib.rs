@@ -14,6 +14,8 @@ pub mod hardware;
 pub mod statistics;
 pub mod store;
 
+pub use abi;
+pub use backend;
 pub use channels::Channels;
 pub use domain::{Backend, Setting, Turn, run};
 pub use function::Function;

@@ -1,8 +1,7 @@
 //! The domain's side of the backend: grants and packet memory under libxenrt.
 
 use abi::grant::{GNTCOPY_DEST_GREF, GrantCopy, status};
-use abi::{DomId, Errno, EvtchnPort, GrantRef, PAGE_SIZE};
-use backend::Runtime;
+use abi::{DomId, Errno, GrantRef, PAGE_SIZE};
 use core::ops::Range;
 use driver_domain::Channels;
 use libxenrt::SharedPage;
@@ -61,27 +60,7 @@ impl Hypercalls {
     }
 }
 
-impl Runtime for Hypercalls {
-    fn bind(&mut self, dom: DomId, port: EvtchnPort) -> Result<EvtchnPort, Errno> {
-        self.channels.bind(dom, port)
-    }
-
-    fn unbind(&mut self, port: EvtchnPort) {
-        self.channels.unbind(port);
-    }
-
-    fn notify(&mut self, ports: &[EvtchnPort]) {
-        self.channels.notify(ports);
-    }
-
-    fn now_us(&self) -> u64 {
-        self.channels.now_us()
-    }
-
-    fn crash_point(&mut self) {
-        self.channels.crash_point();
-    }
-}
+driver_domain::runtime_by_channels!(Hypercalls);
 
 impl Platform for Hypercalls {
     type Page = SharedPage;

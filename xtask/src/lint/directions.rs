@@ -30,9 +30,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // What all driver domains do knows neither backends nor drivers.
     ("driver-domain", &["abi", "backend", "hw", "xenstore", "libxenrt"]),
     // A disk's image adds a driver to what all of them are.
-    ("blkback-domain", &["abi", "backend", "libxenrt", "driver-domain", "blkback"]),
+    ("blkback-domain", &["abi", "libxenrt", "driver-domain", "blkback"]),
     ("blkback-ahci", &["libxenrt", "driver-domain", "blkback-domain", "blkback-ahci-driver"]),
-    ("netback-e1000", &["abi", "backend", "libxenrt", "driver-domain", "netback", "netback-e1000-driver"]),
+    ("netback-e1000", &["abi", "libxenrt", "driver-domain", "netback", "netback-e1000-driver"]),
     ("web", &["abi", "libxenrt"]),
     (
         "sim",
