@@ -23,6 +23,8 @@ pub const RFLAGS_IF: u64 = 1 << 9;
 const CR0_LONG: u64 = 0x8001_0033;
 /// ET, PE.
 const CR0_PROTECTED: u64 = 0x11;
+/// ET.
+const CR0_REAL: u64 = 0x10;
 /// PAE, OSFXSR, OSXMMEXCPT.
 const CR4_LONG: u64 = 0x620;
 /// PAT after reset (APM 2, 7.8.2).
@@ -31,6 +33,8 @@ const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 const CODE_64: u16 = 0xa9b;
 const CODE_32: u16 = 0xc9b;
 const DATA: u16 = 0xc93;
+const CODE_16: u16 = 0x9b;
+const DATA_16: u16 = 0x93;
 const TSS_BUSY: u16 = 0x8b;
 const LDT: u16 = 0x82;
 
@@ -66,9 +70,9 @@ impl Context {
         unsafe { &mut *mem::direct(self.vmcb.addr()).cast() }
     }
 
-    /// As at the domain's first entry.
-    pub fn reset(&mut self, domain: &Domain, n_cr3: Mfn) {
-        let record = &domain.record;
+    /// Everything zero but what keeps the guest inside of its domain, and the registers that start alike in every mode.
+    fn clear(&mut self, domain: &Domain, n_cr3: Mfn) {
+        self.asid = Asid::default();
         self.regs = GuestRegs::default();
         self.fpu = FpuState::default();
         // SAFETY: a whole frame that is this context's alone.
@@ -83,18 +87,39 @@ impl Context {
         c.np_enable = 1;
         c.n_cr3 = n_cr3.addr();
         let s = &mut vmcb.save;
-        let long = record.entry_kind == bundle::entry::LONG64;
-        let flat = |attrib| Segment { selector: 16, attrib, limit: u32::MAX, base: 0 };
-        s.cs = Segment { selector: 8, ..flat(if long { CODE_64 } else { CODE_32 }) };
-        for segment in [&mut s.ss, &mut s.ds, &mut s.es, &mut s.fs, &mut s.gs] {
-            *segment = flat(DATA);
-        }
         s.tr = Segment { selector: 0, attrib: TSS_BUSY, limit: 0x67, base: 0 };
         s.ldtr = Segment { selector: 0, attrib: LDT, limit: 0, base: 0 };
         s.rflags = 2;
         s.dr6 = 0xffff_0ff0;
         s.dr7 = 0x400;
         s.g_pat = PAT_RESET;
+        s.efer = EFER_SVME;
+    }
+
+    /// In real mode at the first byte of a page, as a start-up interprocessor interrupt leaves a processor.
+    pub fn reset_real_mode(&mut self, domain: &Domain, n_cr3: Mfn, page: u8) {
+        self.clear(domain, n_cr3);
+        let s = &mut self.vmcb().save;
+        let real = Segment { selector: 0, attrib: DATA_16, limit: 0xffff, base: 0 };
+        let base = u64::from(page) << 12;
+        s.cs = Segment { selector: (base >> 4) as u16, attrib: CODE_16, base, ..real };
+        for segment in [&mut s.ss, &mut s.ds, &mut s.es, &mut s.fs, &mut s.gs, &mut s.gdtr, &mut s.idtr] {
+            *segment = real;
+        }
+        s.cr0 = CR0_REAL;
+    }
+
+    /// As at the domain's first entry.
+    pub fn reset(&mut self, domain: &Domain, n_cr3: Mfn) {
+        self.clear(domain, n_cr3);
+        let record = &domain.record;
+        let s = &mut self.vmcb().save;
+        let long = record.entry_kind == bundle::entry::LONG64;
+        let flat = |attrib| Segment { selector: 16, attrib, limit: u32::MAX, base: 0 };
+        s.cs = Segment { selector: 8, ..flat(if long { CODE_64 } else { CODE_32 }) };
+        for segment in [&mut s.ss, &mut s.ds, &mut s.es, &mut s.fs, &mut s.gs] {
+            *segment = flat(DATA);
+        }
         s.rip = record.rip;
         if long {
             (s.cr0, s.cr3, s.cr4) = (CR0_LONG, record.cr3, CR4_LONG);
@@ -103,10 +128,8 @@ impl Context {
             self.regs.rdi = record.rdi;
         } else {
             s.cr0 = CR0_PROTECTED;
-            s.efer = EFER_SVME;
             self.regs.rbx = record.rdi;
         }
-        self.asid = Asid::default();
     }
 
     /// Whether it runs 64-bit code.

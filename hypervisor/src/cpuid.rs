@@ -3,8 +3,8 @@
 
 use crate::context::Context;
 use crate::domain::Domain;
-use crate::time;
 use crate::vcpu::Vcpu;
+use crate::{lapic, time};
 use abi::cpuid::{BASE, HVM_DOMID_PRESENT, HVM_VCPU_ID_PRESENT, HYPERCALL_MSR, MAX_LEAF, SIGNATURE};
 use abi::version::ABI_VERSION;
 use core::arch::x86_64::__cpuid_count;
@@ -14,6 +14,8 @@ use hv_svm::bits;
 const HIDDEN_1_ECX: u32 = bits(&[3, 5, 6, 7, 8, 12, 15, 17, 18, 21, 24, 26, 27, 28, 29]);
 /// Leaf 1, EDX: MCE, MTRR, MCA, ACPI thermal, debug store, HT (one thread per vCPU), TM.
 const HIDDEN_1_EDX: u32 = bits(&[7, 12, 14, 21, 22, 28, 29]);
+/// Leaf 1, ECX.
+const X2APIC: u32 = 1 << 21;
 /// Hypervisor present.
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 7, EBX that stays: FSGSBASE, BMI1, SMEP, BMI2, ERMS, RDSEED, ADX, SMAP, CLFLUSHOPT, SHA.
@@ -35,8 +37,9 @@ fn leaf(domain: &Domain, vcpu: &Vcpu, eax: u32, ecx: u32) -> [u32; 4] {
     match eax {
         0 => [r.eax.min(7), r.ebx, r.ecx, r.edx],
         1 => {
-            let ebx = (r.ebx & 0xffff) | 1 << 16 | (id * 2) << 24;
-            [r.eax, ebx, (r.ecx & !HIDDEN_1_ECX) | HYPERVISOR, r.edx & !HIDDEN_1_EDX]
+            let ebx = (r.ebx & 0xffff) | 1 << 16 | lapic::id(id) << 24;
+            let shown = HYPERVISOR | if vcpu.lapic.is_some() { X2APIC } else { 0 };
+            [r.eax, ebx, (r.ecx & !HIDDEN_1_ECX) | shown, r.edx & !HIDDEN_1_EDX]
         }
         7 if ecx == 0 => [0, r.ebx & SHOWN_7_EBX, 0, 0],
         2..=7 => [0; 4],

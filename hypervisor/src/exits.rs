@@ -9,7 +9,8 @@ use crate::lifecycle::{self, Cause};
 use crate::vcpu::{Vcpu, Wait, state};
 use crate::{cpuid, msr, run};
 use abi::xenolith::cause;
-use abi::{Errno, bundle};
+use abi::bundle::{self, pvh};
+use abi::Errno;
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering::SeqCst;
 use hv_svm::{Event, Exit, Io};
@@ -47,17 +48,16 @@ pub fn handle(domain: &Arc<Domain>, vcpu: &Arc<Vcpu>, context: &mut Context, exi
         Exit::Nmi | Exit::Init | Exit::InterruptWindow => {}
         Exit::Hlt => {
             if context.vmcb().save.rflags & RFLAGS_IF == 0 {
-                stop(cause::HALT, 0, 0);
-            } else {
-                context.advance(exit.instruction_len());
-                run::wait(vcpu, Wait::Upcall);
+                return Next::Down;
             }
+            context.advance(exit.instruction_len());
+            run::wait(vcpu, Wait::Upcall);
         }
         Exit::Cpuid => {
             cpuid::emulate(domain, vcpu, context);
             context.advance(exit.instruction_len());
         }
-        Exit::Msr(write) => match msr::emulate(domain, context, write) {
+        Exit::Msr(write) => match msr::emulate(domain, vcpu, context, write) {
             msr::Outcome::Done => context.advance(exit.instruction_len()),
             msr::Outcome::Fault => context.inject(Event::GENERAL_PROTECTION),
             msr::Outcome::Forbidden(number) => stop(cause::MSR, u64::from(number), 0),
@@ -106,13 +106,18 @@ fn port_io(domain: &Arc<Domain>, context: &mut Context, io: Io, rip: u64) {
         let info = [rip, u64::from(io.port), u64::from(!io.input), 0];
         return lifecycle::stop(domain, Cause { cause: cause::PORT_IO, info });
     }
-    if io.input {
+    let rax = &mut context.vmcb().save.rax;
+    if io.port == pvh::SLEEP_CONTROL && !io.input {
+        if *rax as u8 == pvh::SLP_EN | pvh::SLEEP_TYPE_S5 << 2 {
+            lifecycle::stop(domain, Cause { cause: cause::POWEROFF, info: [rip, 0, 0, 0] });
+        }
+    } else if io.input {
         let mask = match io.width {
+            1 if io.port == pvh::SLEEP_STATUS => 0,
             1 => 0xff,
             2 => 0xffff,
             _ => 0xffff_ffff,
         };
-        let rax = &mut context.vmcb().save.rax;
         *rax = if io.width == 4 { mask } else { *rax | mask };
     }
     context.vmcb().save.rip = io.next_rip;

@@ -12,7 +12,7 @@ macro_rules! rooms {
 }
 rooms! {
     acpi apic boot console context cpu cpuid deadlines device domain events exits grants guest_mem heap hypercall image ioapic iommu irq
-    lifecycle loader mem msr paging panic pci percpu permissions power run shared_frame smp start time traps vcpu
+    lapic lifecycle loader mem msr paging panic pci percpu permissions power run shared_frame smp start time traps vcpu
 }
 #[cfg(target_os = "none")]
 use start::start;

@@ -3,11 +3,14 @@
 
 use crate::context::{CR0_PG, Context, EFER_SVME};
 use crate::domain::Domain;
-use crate::time;
+use crate::vcpu::Vcpu;
+use crate::{lapic, time};
 use abi::cpuid::HYPERCALL_MSR;
 use abi::hypercall::{COUNT, STUB_SIZE};
 use abi::{PAGE_SHIFT, PAGE_SIZE};
+use alloc::sync::Arc;
 use hv_core::Gfn;
+use hv_core::lapic::{FIRST_MSR, LAST_MSR};
 
 /// What an access leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,40 +29,67 @@ const BIOS_SIGN_ID: u32 = 0x8b;
 const MISC_ENABLE: u32 = 0x1a0;
 const PAT: u32 = 0x277;
 const EFER: u32 = 0xc000_0080;
+/// Hardware configuration, and its bit that says that the TSC counts with the P0 frequency.
+const HWCR: u32 = 0xc001_0015;
+const TSC_FREQ_SEL: u64 = 1 << 24;
+/// Northbridge configuration, and its bit that opens extended configuration space: there is none to open.
+const NB_CFG: u32 = 0xc001_001f;
+const CF8_EXT_CFG: u64 = 1 << 46;
 /// `VM_CR` to `SVM_LOCK_KEY`: SVM's own.
 const SVM: core::ops::RangeInclusive<u32> = 0xc001_0114..=0xc001_0118;
 
 /// SCE, LME, NXE: what a guest may change.
 const EFER_WRITABLE: u64 = 1 | 1 << 8 | 1 << 11;
 const EFER_LME: u64 = 1 << 8;
-/// xAPIC enabled at its usual place, boot processor. There is none: nothing is mapped there.
-const APIC_BASE_VALUE: u64 = 0xfee0_0000 | 1 << 8;
+/// Boot processor.
+const APIC_BSP: u64 = 1 << 8;
+/// Enabled at its usual place, in x2APIC mode. Without: there is none, nothing is mapped there.
+const APIC_X2: u64 = 3 << 10;
+const APIC_ADDR: u64 = 0xfee0_0000;
 
 /// Emulates RDMSR, or WRMSR if `write`.
-pub fn emulate(domain: &Domain, context: &mut Context, write: bool) -> Outcome {
+pub fn emulate(domain: &Arc<Domain>, vcpu: &Vcpu, context: &mut Context, write: bool) -> Outcome {
     let number = context.regs.rcx as u32;
     if SVM.contains(&number) {
         return Outcome::Forbidden(number);
     }
     if write {
         let value = (context.regs.rdx << 32) | (context.vmcb().save.rax & 0xffff_ffff);
-        return write_msr(domain, context, number, value);
+        return write_msr(domain, vcpu, context, number, value);
+    }
+    if let FIRST_MSR..=LAST_MSR = number {
+        return match lapic::read(vcpu, context, number) {
+            Some(value) => answer(context, value),
+            None => Outcome::Fault,
+        };
     }
     let save = &context.vmcb().save;
     let value = match number {
         TSC => time::tsc(),
-        APIC_BASE => APIC_BASE_VALUE,
+        APIC_BASE => apic_base(vcpu),
         BIOS_SIGN_ID | MISC_ENABLE => 0,
+        HWCR => TSC_FREQ_SEL,
+        NB_CFG => CF8_EXT_CFG,
         PAT => save.g_pat,
         EFER => save.efer & !EFER_SVME,
         _ => return Outcome::Fault,
     };
+    answer(context, value)
+}
+
+fn answer(context: &mut Context, value: u64) -> Outcome {
     context.vmcb().save.rax = value & 0xffff_ffff;
     context.regs.rdx = value >> 32;
     Outcome::Done
 }
 
-fn write_msr(domain: &Domain, context: &mut Context, number: u32, value: u64) -> Outcome {
+fn apic_base(vcpu: &Vcpu) -> u64 {
+    let mode = if vcpu.lapic.is_some() { APIC_X2 } else { 0 };
+    let boot = if vcpu.id.0 == 0 { APIC_BSP } else { 0 };
+    APIC_ADDR | mode | boot
+}
+
+fn write_msr(domain: &Arc<Domain>, vcpu: &Vcpu, context: &mut Context, number: u32, value: u64) -> Outcome {
     match number {
         HYPERCALL_MSR => return if hypercall_page(domain, value) { Outcome::Done } else { Outcome::Fault },
         PAT => {
@@ -78,6 +108,8 @@ fn write_msr(domain: &Domain, context: &mut Context, number: u32, value: u64) ->
             }
             save.efer = (save.efer & !EFER_WRITABLE) | (value & EFER_WRITABLE);
         }
+        APIC_BASE if value == apic_base(vcpu) => {}
+        FIRST_MSR..=LAST_MSR if lapic::write(domain, vcpu, context, number, value).is_some() => {}
         // Microcode revision is cleared before it is read.
         BIOS_SIGN_ID => {}
         _ => return Outcome::Fault,

@@ -5,11 +5,13 @@
 use crate::context::Context;
 use crate::domain::{self, Domain};
 use crate::exits::{self, Next};
+use crate::lifecycle::{self, Cause};
 use crate::percpu::{self, PerCpu};
 use crate::vcpu::{Vcpu, Wait, state};
 use crate::{apic, deadlines, events, time};
 use abi::hvm;
 use abi::vcpu::runstate;
+use abi::xenolith::cause;
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use hv_core::sched::{PutBack, VcpuKey};
@@ -216,6 +218,10 @@ fn run_vcpu(cpu: &'static PerCpu, domain: &Arc<Domain>, vcpu: &Arc<Vcpu>) -> Put
         Left::Down => {
             deadlines::clear(vcpu);
             vcpu.state.store(state::DOWN, SeqCst);
+            if domain.vcpus.iter().all(|v| v.state.load(SeqCst) == state::DOWN) {
+                let rip = vcpu.last_rip.load(Relaxed);
+                lifecycle::stop(domain, Cause { cause: cause::HALT, info: [rip, 0, 0, 0] });
+            }
             PutBack::Away
         }
         Left::Waits | Left::MayNotRun => away(cpu, domain, vcpu),
@@ -295,7 +301,7 @@ fn stint(cpu: &'static PerCpu, domain: &Arc<Domain>, vcpu: &Arc<Vcpu>, context: 
         // Who posts an event after this kicks; what was posted before is seen below. A kick after the look at `reschedule`
         // interrupts the guest at once.
         vcpu.in_guest.store(true, SeqCst);
-        offer_upcall(domain, vcpu, context);
+        offer_interrupt(domain, vcpu, context);
         if cpu.reschedule.load(SeqCst) || !domain.runnable() {
             vcpu.in_guest.store(false, SeqCst);
             continue;
@@ -313,9 +319,11 @@ fn stint(cpu: &'static PerCpu, domain: &Arc<Domain>, vcpu: &Arc<Vcpu>, context: 
     }
 }
 
-/// Injects the upcall if one is due and the guest can take it; asks for an exit when it can, if not now.
-fn offer_upcall(domain: &Domain, vcpu: &Vcpu, context: &mut Context) {
-    let vector = if vcpu.upcall_due(domain) { upcall_vector(domain, vcpu) } else { None };
+/// Injects the upcall, or an interrupt of the local APIC, if one is due and the guest can take it; asks for an exit when it can, if
+/// not now.
+fn offer_interrupt(domain: &Domain, vcpu: &Vcpu, context: &mut Context) {
+    let upcall = if vcpu.upcall_due(domain) { upcall_vector(domain, vcpu) } else { None };
+    let vector = upcall.or_else(|| vcpu.lapic_pending());
     let vmcb = context.vmcb();
     let (c, s) = (&mut vmcb.control, &vmcb.save);
     c.v_intr &= !(v_intr::V_IRQ | v_intr::V_IGN_TPR);
@@ -324,6 +332,9 @@ fn offer_upcall(domain: &Domain, vcpu: &Vcpu, context: &mut Context) {
     let open = s.rflags & crate::context::RFLAGS_IF != 0 && c.interrupt_shadow & 1 == 0;
     if open && !Event(c.eventinj).is_valid() {
         c.eventinj = Event::interrupt(vector).0;
+        if let (None, Some(lapic)) = (upcall, &vcpu.lapic) {
+            lapic.lock().take(vector);
+        }
         return;
     }
     c.v_intr |= v_intr::V_IRQ | v_intr::V_IGN_TPR;

@@ -6,7 +6,7 @@
 use crate::context::Context;
 use crate::domain::Domain;
 use crate::shared_frame::SharedFrame;
-use crate::{events, smp, time};
+use crate::{events, lapic, smp, time};
 use abi::sched::POLL_MAX_PORTS;
 use abi::shared::{shared_info, time_info, vcpu_info};
 use abi::vcpu::RunstateInfo;
@@ -14,6 +14,7 @@ use abi::{EvtchnPort, PAGE_SIZE, VcpuId, bundle};
 use alloc::sync::Weak;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 use hv_core::Mfn;
+use hv_core::lapic::Lapic;
 use hv_core::sched::{Class, RunTimes, VcpuKey};
 use hv_core::watchdog::FineWatchdog;
 use spin::Mutex;
@@ -86,6 +87,8 @@ pub struct Vcpu {
     pub times: Mutex<RunTimes>,
     /// Guest-physical address of the area that is told of them, and of its part on the next page (0 = none).
     pub runstate_area: Mutex<Option<[u64; 2]>>,
+    /// The local APIC of a PVH guest.
+    pub lapic: Option<Mutex<Lapic>>,
     /// Its registers; locked by the CPU that runs it.
     pub context: Mutex<Context>,
 }
@@ -145,6 +148,7 @@ impl Vcpu {
             class: if driver { Class::Driver } else { Class::Other },
             times: Mutex::new(RunTimes::new(time::now_ns())),
             runstate_area: Mutex::new(None),
+            lapic: (record.flags & bundle::flags::PVH != 0).then(|| Mutex::new(Lapic::new(lapic::id(id)))),
             context: Mutex::new(context),
         }
     }
@@ -165,6 +169,9 @@ impl Vcpu {
         *self.wait.lock() = Wait::No;
         *self.runstate_area.lock() = None;
         *self.watchdog.lock() = FineWatchdog::default();
+        if let Some(lapic) = &self.lapic {
+            *lapic.lock() = Lapic::new(lapic::id(self.id.0));
+        }
         self.info_addr.store(0, SeqCst);
         self.upcall_vector.store(0, SeqCst);
         self.flush_tlb.store(true, SeqCst);
@@ -212,13 +219,17 @@ impl Vcpu {
     pub fn wait_over(&self, domain: &Domain) -> bool {
         match &*self.wait.lock() {
             Wait::No => true,
-            Wait::Upcall => self.upcall_due(domain),
+            Wait::Upcall => self.upcall_due(domain) || self.lapic_pending().is_some(),
             Wait::Poll { ports, deadline_ns } => {
                 self.upcall_due(domain)
                     || (*deadline_ns != 0 && time::now_ns() >= *deadline_ns)
                     || ports.iter().any(|&port| events::pending(domain, port))
             }
         }
+    }
+    /// The interrupt its local APIC has for it.
+    pub fn lapic_pending(&self) -> Option<u8> {
+        self.lapic.as_ref()?.lock().pending()
     }
     /// Whether an upcall is due: pending and not masked.
     pub fn upcall_due(&self, domain: &Domain) -> bool {

@@ -25,6 +25,7 @@ pub mod args;
 pub mod evtchn;
 pub mod frames;
 pub mod grants;
+pub mod lapic;
 pub mod lifecycle;
 pub mod pci;
 pub mod sched;

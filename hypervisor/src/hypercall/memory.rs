@@ -48,6 +48,8 @@ fn add_to_physmap(domain: &Domain, op: &AddToPhysmap) -> Result<(), Errno> {
         }
         _ => return Err(Errno::EINVAL),
     };
+    // RAM gives way, as in Xen: Linux puts the page where it has some.
+    let _replaced = decrease(domain, &[Gfn(op.gpfn)]);
     let mut p2m = domain.p2m.lock();
     match p2m.lookup(Gfn(op.gpfn)) {
         Some(leaf) if leaf.mfn == frame.mfn() => return Ok(()),

@@ -16,6 +16,8 @@ pub mod intercept {
 
 /// Bits of [`Control::v_intr`].
 pub mod v_intr {
+    /// The guest's CR8.
+    pub const V_TPR: u64 = 0xf;
     /// A virtual interrupt is pending.
     pub const V_IRQ: u64 = 1 << 8;
     /// Whatever the TPR says.

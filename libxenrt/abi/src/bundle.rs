@@ -33,7 +33,7 @@ pub mod flags {
 ///
 /// - FADT: hardware-reduced; no CMOS clock, no 8042, no VGA, no legacy devices; sleep control and status register as below;
 ///   `\_S5` with `SLP_TYP` [`SLEEP_TYPE_S5`](pvh::SLEEP_TYPE_S5).
-/// - MADT: a local APIC (or x2APIC) per vCPU, APIC ID = 2 × number, ACPI ID = number (Linux takes it for Xen's vCPU number), no IO-APIC, no 8259 (flags 0).
+/// - MADT: a local APIC (or x2APIC) per vCPU, ACPI ID = its number (Linux takes it for Xen's), APIC ID = twice that; no IO-APIC, no 8259 (flags 0).
 pub mod pvh {
     /// Port of the sleep control register, one byte (ACPI 6.5, 4.8.3.7).
     pub const SLEEP_CONTROL: u16 = 0x604;
