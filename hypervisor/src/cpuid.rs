@@ -56,18 +56,12 @@ fn leaf(domain: &Domain, vcpu: &Vcpu, eax: u32, ecx: u32) -> [u32; 4] {
 
 /// `public/arch-x86/cpuid.h`.
 fn xen_leaf(domain: &Domain, vcpu: &Vcpu, leaf: u32, sub: u32) -> [u32; 4] {
-    let scale = time::scale();
     match (leaf, sub) {
         (0, _) => [MAX_LEAF, SIGNATURE[0], SIGNATURE[1], SIGNATURE[2]],
         (1, _) => [ABI_VERSION, 0, 0, 0],
         (2, _) => [1, HYPERCALL_MSR, 0, 0],
         // TSC not emulated, native frequency.
         (3, 0) => [0, 2, time::tsc_khz() as u32, 0],
-        (3, 1) => {
-            let base = scale.base.wrapping_neg();
-            [base as u32, (base >> 32) as u32, scale.mul, scale.shift as i32 as u32]
-        }
-        (3, 2) => [time::tsc_khz() as u32, 0, 0, 0],
         (4, _) => [HVM_VCPU_ID_PRESENT | HVM_DOMID_PRESENT, vcpu.id.0, u32::from(domain.id.0), 0],
         _ => [0; 4],
     }

@@ -75,7 +75,7 @@ pub fn claim(owner: DomId, devices: &[bundle::Device], ports: &[bundle::Ports]) 
 
 fn find_device(owner: DomId, record: &bundle::Device) -> Result<Device, String> {
     let (space, bdf) = (&pci::Space, Bdf(record.bdf));
-    if record.segment != 0 || !core_pci::present(space, bdf) {
+    if !core_pci::present(space, bdf) {
         return Err(format!("there is no PCI device {bdf}"));
     }
     let id = space.read(bdf, reg::ID);
@@ -98,9 +98,11 @@ fn find_device(owner: DomId, record: &bundle::Device) -> Result<Device, String> 
         }
     }
     let message = [cap::MSI, cap::MSIX].into_iter().any(|id| capability(space, bdf, id).is_some());
-    let source = if message { Some(Source::Message(bdf)) } else { intx(bdf) };
-    let source =
-        source.ok_or_else(|| format!("PCI device {bdf} has no MSI, and the chipset's INTx wiring is not known"))?;
+    let source = match record.gsi {
+        _ if message => Source::Message(bdf),
+        0 => return Err(format!("PCI device {bdf} has no MSI, and the manifest does not say where its INTx arrives")),
+        gsi => Source::Gsi { gsi: gsi.into(), level: true, low: true },
+    };
     let pirq = irq::claim(owner, source, None).map_err(|e| format!("PCI device {bdf}: {e}"))?;
     Ok(Device {
         bdf,
@@ -113,29 +115,6 @@ fn find_device(owner: DomId, record: &bundle::Device) -> Result<Device, String> 
         attached: AtomicBool::new(false),
         ready_ns: AtomicU64::new(0),
     })
-}
-
-/// Where INTx of a function arrives: only on chipsets whose wiring is known without AML.
-fn intx(bdf: Bdf) -> Option<Source> {
-    const Q35: u32 = 0x29C0_8086;
-    const LPC: Bdf = Bdf::new(0, 31, 0);
-    const RCBA: u16 = 0xF0;
-    let space = &pci::Space;
-    if space.read(Bdf(0), reg::ID) != Q35 {
-        return None;
-    }
-    let (device, pin) = core_pci::root_pin(space, pci::functions(), bdf)?;
-    let rcba = space.read(LPC, RCBA);
-    let routes = |offset: u16| {
-        if rcba & 1 == 0 {
-            return 0x3210; // the registers' value after reset
-        }
-        let word = mem::direct(u64::from(rcba & 0xFFFF_C000) + u64::from(offset)).cast::<u16>();
-        // SAFETY: the chipset's registers below 4 GiB, in the direct map; reading the routes has no effect.
-        unsafe { word.read_volatile() }
-    };
-    let gsi = core_pci::ich9_gsi(device, pin, routes);
-    Some(Source::Gsi { gsi, level: true, low: true })
 }
 
 fn set_command(bdf: Bdf, on: u32, off: u32) {

@@ -13,7 +13,7 @@ const REG_VERSION: u32 = 0x01;
 const REG_ENTRY: u32 = 0x10;
 const SELECT: usize = 0x00;
 const WINDOW: usize = 0x10;
-/// End of interrupt at the pin; version 20h and later.
+/// End of interrupt at the pin; version 20h and later, as every machine with an AMD IOMMU has.
 const EOI: usize = 0x40;
 const MASKED: u32 = 1 << 16;
 const LEVEL: u32 = 1 << 15;
@@ -23,7 +23,6 @@ struct IoApic {
     id: u8,
     gsi_base: u32,
     pins: u32,
-    version: u8,
     registers: *mut u32,
 }
 // SAFETY: the pointer is to registers that are mapped for ever, and is used under the lock around the structure.
@@ -60,9 +59,8 @@ pub fn init(list: &[acpi::IoApic]) {
         for entry in list {
             let Ok(registers) = paging::map_mmio(u64::from(entry.addr), 4096) else { continue };
             let mut this =
-                IoApic { id: entry.id, gsi_base: entry.gsi_base, pins: 0, version: 0, registers: registers.cast() };
+                IoApic { id: entry.id, gsi_base: entry.gsi_base, pins: 0, registers: registers.cast() };
             let version = this.read(REG_VERSION);
-            this.version = version as u8;
             this.pins = (version >> 16 & 0xFF) + 1;
             (0..this.pins).for_each(|pin| this.update(pin, |_| MASKED));
             log::info!("IO-APIC {}: GSI {}-{}", this.id, this.gsi_base, this.gsi_base + this.pins - 1);
@@ -107,13 +105,7 @@ pub fn mask(gsi: u32, masked: bool) {
 pub fn end(gsi: u32) {
     with(gsi, |a, pin| {
         let entry = a.read(REG_ENTRY + 2 * pin);
-        if a.version >= 0x20 {
-            // SAFETY: a register of the mapped page; it clears Remote IRR of the pins with this vector.
-            unsafe { a.at(EOI).write_volatile(entry & 0xFF) };
-        } else {
-            // Older ones clear Remote IRR when a masked entry becomes edge-triggered.
-            a.update(pin, |e| e & !LEVEL);
-            a.update(pin, |_| entry);
-        }
+        // SAFETY: a register of the mapped page; it clears Remote IRR of the pins with this vector.
+        unsafe { a.at(EOI).write_volatile(entry & 0xFF) };
     });
 }

@@ -17,7 +17,7 @@ use core::fmt::Write;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use hv_amdvi::entry::{DEVICE_TABLE_BYTES, INTERRUPT_TABLE_BYTES};
 use hv_amdvi::unit::{COMMAND_BYTES, LOG_BYTES, deny_all, set_interrupt as set_entry};
-use hv_amdvi::{DeviceEntry, Event, EventKind, Hardware, InterruptEntry, Layout, Timeout, Translation, Unit};
+use hv_amdvi::{DeviceEntry, Event, Hardware, InterruptEntry, Layout, Timeout, Translation, Unit, event};
 use hv_core::acpi::{Ivrs, Platform};
 use hv_core::frames::Owner;
 use hv_core::pci::{Bdf, Config, capability, command, reg};
@@ -231,8 +231,8 @@ impl Iommu {
     /// A device of each domain whose devices may have caused a fault that nobody logged.
     fn suspects(&self) -> impl Iterator<Item = (DomId, Event)> {
         let masters = |&&(_, bdf): &&(u16, Bdf)| pci::Space.read(bdf, reg::COMMAND) & command::BUS_MASTER != 0;
-        let event = |id| Event { kind: EventKind::PageFault, device: id, address: cause::UNKNOWN_ADDRESS, flags: 0 };
-        self.spaces.iter().filter_map(move |(&dom, s)| s.devices.iter().find(masters).map(|&(id, _)| (dom, event(id))))
+        let fault = |id| Event { code: event::PAGE_FAULT, device: id, address: cause::UNKNOWN_ADDRESS, flags: 0 };
+        self.spaces.iter().filter_map(move |(&dom, s)| s.devices.iter().find(masters).map(|&(id, _)| (dom, fault(id))))
     }
 }
 
@@ -416,7 +416,7 @@ impl Iommu {
         self.events_dropped += 1;
         if self.events_dropped.is_power_of_two() {
             let (bdf, nth) = (Bdf(event.device), self.events_dropped);
-            log::warn!("IOMMU: {:?} of {bdf} at {:#x}, nobody's ({nth} so far)", event.kind, event.address);
+            log::warn!("IOMMU: event {} of {bdf} at {:#x}, nobody's ({nth} so far)", event.code, event.address);
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::run;
 use crate::vcpu::{Vcpu, state};
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering::SeqCst;
-use hv_core::lapic::{Ipi, Message, Write};
+use hv_core::lapic::{Ipi, Message};
 use hv_svm::v_intr::V_TPR;
 
 /// APIC ID of a vCPU, as in its CPUID and in the domain's ACPI tables.
@@ -32,10 +32,8 @@ pub fn write(domain: &Arc<Domain>, vcpu: &Vcpu, context: &mut Context, msr: u32,
         *v_intr = *v_intr & !V_TPR | u64::from(lapic.tpr >> 4);
         result
     };
-    match result {
-        Write::Done => {}
-        Write::Send(ipi) => send(domain, ipi),
-        Write::Fault => return None,
+    if let Some(ipi) = result? {
+        send(domain, ipi);
     }
     Some(())
 }

@@ -11,7 +11,6 @@ use crate::shared_frame::SharedFrame;
 use crate::vcpu::Vcpu;
 use crate::{device, events, grants, image, lifecycle, permissions, smp};
 use abi::bundle::{self, Bundle};
-use abi::shared::shared_info::LEGACY_MAX_VCPUS;
 use abi::{hvm, xenolith};
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -72,32 +71,16 @@ pub fn parse(module: Option<Region>) -> Result<Bundle<'static>, String> {
 
 fn check_domain(bundle: &Bundle<'static>, d: &'static bundle::Domain) -> Result<(), String> {
     let name = bundle.name(d).unwrap_or("?");
-    if d.vcpus > LEGACY_MAX_VCPUS {
-        return Err(alloc::format!("domain {name} has {} vCPUs, {LEGACY_MAX_VCPUS} is the limit", d.vcpus));
-    }
     if smp::for_guests(d.cpu_mask) == 0 {
         let has = smp::for_guests(0).count_ones();
         return Err(alloc::format!("domain {name} may run on CPUs {:#x} only, the machine has {has}", d.cpu_mask));
     }
-    let mut end = 0;
-    for s in segments(bundle, d) {
-        if s.gpa < end {
-            return Err(alloc::format!("domain {name}: image segments overlap at {:#x}", s.gpa));
-        }
-        end = s.gpa + s.bytes.len() as u64;
-    }
     Ok(())
 }
 
-/// A domain's segments by address.
+/// A domain's segments, by address (`Bundle::parse` checked the order).
 fn segments(bundle: &Bundle<'static>, d: &bundle::Domain) -> Box<[Segment]> {
-    let mut all: Vec<Segment> = bundle
-        .segments(d)
-        .iter()
-        .filter_map(|s| Some(Segment { gpa: s.gpa, bytes: bundle.data(s)? }))
-        .collect();
-    all.sort_by_key(|s| s.gpa);
-    all.into_boxed_slice()
+    bundle.segments(d).iter().filter_map(|s| Some(Segment { gpa: s.gpa, bytes: bundle.data(s)? })).collect()
 }
 
 /// RAM for a domain: 2 MiB runs below 4 GiB, then anywhere, then single frames.

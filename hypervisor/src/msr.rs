@@ -57,27 +57,19 @@ pub fn emulate(domain: &Arc<Domain>, vcpu: &Vcpu, context: &mut Context, write: 
         let value = (context.regs.rdx << 32) | (context.vmcb().save.rax & 0xffff_ffff);
         return write_msr(domain, vcpu, context, number, value);
     }
-    if let FIRST_MSR..=LAST_MSR = number {
-        return match lapic::read(vcpu, context, number) {
-            Some(value) => answer(context, value),
-            None => Outcome::Fault,
-        };
-    }
     let save = &context.vmcb().save;
     let value = match number {
-        TSC => time::tsc(),
-        APIC_BASE => apic_base(vcpu),
-        BIOS_SIGN_ID | MISC_ENABLE => 0,
-        HWCR => TSC_FREQ_SEL,
-        NB_CFG => CF8_EXT_CFG,
-        PAT => save.g_pat,
-        EFER => save.efer & !EFER_SVME,
-        _ => return Outcome::Fault,
+        TSC => Some(time::tsc()),
+        APIC_BASE => Some(apic_base(vcpu)),
+        BIOS_SIGN_ID | MISC_ENABLE => Some(0),
+        HWCR => Some(TSC_FREQ_SEL),
+        NB_CFG => Some(CF8_EXT_CFG),
+        PAT => Some(save.g_pat),
+        EFER => Some(save.efer & !EFER_SVME),
+        FIRST_MSR..=LAST_MSR => lapic::read(vcpu, context, number),
+        _ => None,
     };
-    answer(context, value)
-}
-
-fn answer(context: &mut Context, value: u64) -> Outcome {
+    let Some(value) = value else { return Outcome::Fault };
     context.vmcb().save.rax = value & 0xffff_ffff;
     context.regs.rdx = value >> 32;
     Outcome::Done

@@ -3,7 +3,7 @@
 use crate::boot::info::{self, BootInfo, LOW_MEMORY, Region};
 use crate::percpu::PerCpu;
 use crate::{
-    acpi, apic, console, cpu, domain, heap, ioapic, iommu, lifecycle, loader, mem, paging, pci, power, run, smp, time,
+    acpi, apic, console, cpu, domain, heap, ioapic, iommu, lifecycle, loader, mem, paging, power, run, smp, time,
 };
 use abi::PAGE_SIZE;
 use abi::bundle::{Header, bundle_flags};
@@ -86,7 +86,6 @@ fn take_over(info: &BootInfo, tsc: u64, boot_cpu: &'static PerCpu) -> Result<(),
     let tsc_khz = platform.pm_timer.and_then(time::measure_tsc_khz).ok_or("no ACPI PM timer to measure the clock by")?;
     time::init(tsc_khz, tsc);
     apic::calibrate();
-    pci::init(platform);
     ioapic::init(&platform.ioapics);
     iommu::init(platform)?;
     smp::start(&platform.lapics, start_other);

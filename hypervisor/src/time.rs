@@ -1,13 +1,10 @@
 //! System time: nanoseconds since the hypervisor started, from the TSC, the same on every CPU and in every PV clock.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use hv_core::acpi::PmTimer;
+use spin::Once;
 use x86_64::instructions::port::Port;
 
-static TSC_KHZ: AtomicU64 = AtomicU64::new(0);
-static TSC_BASE: AtomicU64 = AtomicU64::new(0);
-static MUL: AtomicU32 = AtomicU32::new(0);
-static SHIFT: AtomicU32 = AtomicU32::new(0);
+static SCALE: Once<Scale> = Once::new();
 
 /// Nanoseconds in a millisecond.
 pub const MS: u64 = 1_000_000;
@@ -21,6 +18,8 @@ pub struct Scale {
     pub mul: u32,
     /// Left shift; negative = right.
     pub shift: i8,
+    /// Ticks in a millisecond.
+    pub khz: u64,
 }
 
 /// The time-stamp counter.
@@ -41,10 +40,8 @@ pub fn init(tsc_khz: u64, base: u64) {
         hz *= 2;
         shift += 1;
     }
-    TSC_KHZ.store(tsc_khz, Relaxed);
-    TSC_BASE.store(base, Relaxed);
-    SHIFT.store(shift as i32 as u32, Relaxed);
-    MUL.store(((1_000_000_000u64 << 32) / hz) as u32, Relaxed);
+    let mul = ((1_000_000_000u64 << 32) / hz) as u32;
+    SCALE.call_once(|| Scale { base, mul, shift, khz: tsc_khz });
 }
 
 /// Frequency of the PM timer.
@@ -91,13 +88,13 @@ pub fn measure_tsc_khz(pm: PmTimer) -> Option<u64> {
     Some((end - start) * PM_HZ / ticks / 1000)
 }
 
-/// The scale set by [`init`].
+/// The scale set by [`init`]; time stands at 0 before.
 pub fn scale() -> Scale {
-    Scale { base: TSC_BASE.load(Relaxed), mul: MUL.load(Relaxed), shift: SHIFT.load(Relaxed) as i32 as i8 }
+    SCALE.get().copied().unwrap_or(Scale { base: 0, mul: 0, shift: 0, khz: 0 })
 }
 /// Frequency of the TSC.
 pub fn tsc_khz() -> u64 {
-    TSC_KHZ.load(Relaxed)
+    scale().khz
 }
 
 /// System time, ns.

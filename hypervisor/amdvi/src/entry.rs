@@ -115,32 +115,19 @@ impl Command {
     }
 }
 
-/// What an event says (2.5).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EventKind {
-    /// ILLEGAL_DEV_TABLE_ENTRY.
-    IllegalDeviceEntry,
+/// Codes of events (2.5) that a device caused, so that its owner answers for them. The others are the hypervisor's own errors.
+pub mod event {
     /// IO_PAGE_FAULT.
-    PageFault,
-    /// DEV_TAB_HARDWARE_ERROR.
-    DeviceTableError,
-    /// PAGE_TAB_HARDWARE_ERROR.
-    PageTableError,
-    /// ILLEGAL_COMMAND_ERROR.
-    IllegalCommand,
-    /// COMMAND_HARDWARE_ERROR.
-    CommandError,
+    pub const PAGE_FAULT: u8 = 2;
     /// INVALID_DEVICE_REQUEST.
-    InvalidRequest,
-    /// Another code.
-    Unknown(u8),
+    pub const INVALID_REQUEST: u8 = 8;
 }
 
 /// An entry of the event log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// What happened.
-    pub kind: EventKind,
+    /// What happened, [`event`].
+    pub code: u8,
     /// The device ID that was used.
     pub device: u16,
     /// Device address, or physical address of what could not be read.
@@ -153,22 +140,15 @@ impl Event {
     /// Reads an entry; `None` where nothing has been written yet (code 0 is reserved).
     pub const fn decode(bits: [u64; 2]) -> Option<Self> {
         let [head, address] = bits;
-        let kind = match (head >> 60) as u8 {
-            0 => return None,
-            1 => EventKind::IllegalDeviceEntry,
-            2 => EventKind::PageFault,
-            3 => EventKind::DeviceTableError,
-            4 => EventKind::PageTableError,
-            5 => EventKind::IllegalCommand,
-            6 => EventKind::CommandError,
-            8 => EventKind::InvalidRequest,
-            other => EventKind::Unknown(other),
-        };
-        Some(Self { kind, device: head as u16, address, flags: (head >> 48) as u16 & 0xFFF })
+        let code = (head >> 60) as u8;
+        if code == 0 {
+            return None;
+        }
+        Some(Self { code, device: head as u16, address, flags: (head >> 48) as u16 & 0xFFF })
     }
 
     /// Whether a device did this, so that its owner answers for it. The others are the hypervisor's own errors.
     pub const fn is_devices(&self) -> bool {
-        matches!(self.kind, EventKind::PageFault | EventKind::InvalidRequest)
+        matches!(self.code, event::PAGE_FAULT | event::INVALID_REQUEST)
     }
 }

@@ -23,7 +23,7 @@
 pub mod entry;
 pub mod unit;
 
-pub use entry::{Command, DeviceEntry, Event, EventKind, InterruptEntry, Translation};
+pub use entry::{Command, DeviceEntry, Event, InterruptEntry, Translation, event};
 pub use unit::{Hardware, Layout, Timeout, Unit};
 
 #[cfg(test)]

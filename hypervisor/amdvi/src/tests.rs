@@ -226,7 +226,7 @@ fn events_by_hand() {
     assert_eq!(Event::decode([0, 0]), None);
     // QEMU 7.2: write to 0xABC000 by 00:03.0: code 2, I (51), wanted rights in 49:48.
     let event = Event::decode([0x200A_0000_0000_0018, 0xABC000]).unwrap();
-    assert_eq!(event, Event { kind: EventKind::PageFault, device: NIC, address: 0xABC000, flags: 0xA });
+    assert_eq!(event, Event { code: event::PAGE_FAULT, device: NIC, address: 0xABC000, flags: 0xA });
     assert!(event.is_devices());
     assert!(!Event::decode([0x5000_0000_0000_0000, 8]).unwrap().is_devices());
 }

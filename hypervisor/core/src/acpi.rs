@@ -52,28 +52,16 @@ pub enum AcpiError {
 
 impl core::fmt::Display for AcpiError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let name = |t: &[u8; 4]| t.map(|b| if b.is_ascii_graphic() { b as char } else { '?' });
-        let show = |f: &mut core::fmt::Formatter<'_>, t: &[u8; 4]| name(t).iter().try_for_each(|c| write!(f, "{c}"));
         match self {
             Self::BadRsdp(addr) => write!(f, "no ACPI root pointer at {addr:#x}"),
             Self::Truncated { table, addr } => {
-                f.write_str("ACPI table ")?;
-                show(f, table)?;
-                write!(f, " at {addr:#x} is cut short")
+                write!(f, "ACPI table {} at {addr:#x} is cut short", table.escape_ascii())
             }
-            Self::Checksum(table) => {
-                f.write_str("wrong checksum in ACPI table ")?;
-                show(f, table)
-            }
+            Self::Checksum(table) => write!(f, "wrong checksum in ACPI table {}", table.escape_ascii()),
             Self::BadEntry { table, offset } => {
-                f.write_str("bad entry in ACPI table ")?;
-                show(f, table)?;
-                write!(f, " at offset {offset:#x}")
+                write!(f, "bad entry in ACPI table {} at offset {offset:#x}", table.escape_ascii())
             }
-            Self::Missing(table) => {
-                f.write_str("the firmware gives no ACPI table ")?;
-                show(f, table)
-            }
+            Self::Missing(table) => write!(f, "the firmware gives no ACPI table {}", table.escape_ascii()),
         }
     }
 }
@@ -106,25 +94,11 @@ pub struct Override {
     /// Level-triggered; ISA is edge-triggered.
     pub level: bool,
 }
-/// A window of memory-mapped configuration space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ecam {
-    /// Physical address of bus 0 (also where `first_bus` is greater).
-    pub base: u64,
-    /// Segment group.
-    pub segment: u16,
-    /// First bus of the window.
-    pub first_bus: u8,
-    /// Last bus, inclusive.
-    pub last_bus: u8,
-}
 /// The power-management timer, 3.579545 MHz.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PmTimer {
     /// I/O port.
     pub port: u16,
-    /// Counts 32 bits, not 24.
-    pub wide: bool,
 }
 /// How to turn the machine off: write `type << 10 | 1 << 13` to the control port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,8 +120,6 @@ pub struct Platform {
     pub ioapics: Vec<IoApic>,
     /// ISA interrupts that are not where their number says.
     pub overrides: Vec<Override>,
-    /// Memory-mapped configuration space.
-    pub ecam: Vec<Ecam>,
     /// The timer to calibrate others by.
     pub pm_timer: Option<PmTimer>,
     /// Power off.
@@ -206,7 +178,6 @@ impl Platform {
                     platform.madt(bytes)?;
                     found_madt = true;
                 }
-                b"MCFG" => platform.mcfg(bytes),
                 b"FACP" => platform.fadt(firmware, bytes)?,
                 b"IVRS" => platform.ivrs = Some(Ivrs::parse(bytes)?),
                 _ => {}
@@ -253,14 +224,6 @@ impl Platform {
         Some(())
     }
 
-    /// MCFG, PCI Firmware Specification 3.2, 4.1.2.
-    fn mcfg(&mut self, bytes: &[u8]) {
-        let windows = bytes.get(44..).unwrap_or_default().chunks_exact(16);
-        self.ecam.extend(windows.filter_map(|w| {
-            Some(Ecam { base: w.u64(0)?, segment: w.u16(8)?, first_bus: w.u8(10)?, last_bus: w.u8(11)? })
-        }));
-    }
-
     /// FADT, 5.2.9; and the `\_S5` package of the DSDT.
     fn fadt<'a>(&mut self, firmware: &impl Firmware<'a>, bytes: &[u8]) -> Result<(), AcpiError> {
         // The 32-bit field, or else the extended one if that is an I/O port.
@@ -269,8 +232,7 @@ impl Platform {
             let new = || bytes.u8(extended).filter(|&space| space == 1).and(bytes.u64(extended.saturating_add(4)));
             old.or_else(new).and_then(|p| u16::try_from(p).ok()).filter(|&p| p != 0)
         };
-        let wide = bytes.u32(112).unwrap_or_default() & 1 << 8 != 0;
-        self.pm_timer = port(76, 208).map(|port| PmTimer { port, wide });
+        self.pm_timer = port(76, 208).map(|port| PmTimer { port });
         let dsdt = bytes.u64(140).filter(|&a| a != 0).or_else(|| bytes.u32(40).map(u64::from)).filter(|&a| a != 0);
         if let (Some(pm1a), Some(dsdt)) = (port(64, 172), dsdt) {
             let (_, aml) = table(firmware, dsdt)?;

@@ -118,8 +118,6 @@ call!(
     evtchn::BIND_VCPU => at BindVcpu(evtchn::BindVcpu),
     /// Unmask a port.
     evtchn::UNMASK => at Unmask(evtchn::Port),
-    /// Close all ports.
-    evtchn::RESET => at Reset(evtchn::Reset),
 );
 
 call!(
@@ -160,8 +158,6 @@ call!(
     memory::ADD_TO_PHYSMAP => at AddToPhysmap(memory::AddToPhysmap),
     /// Take a page away.
     memory::REMOVE_FROM_PHYSMAP => at RemoveFromPhysmap(memory::RemoveFromPhysmap),
-    /// The E820 map.
-    memory::MEMORY_MAP => at MemoryMap(memory::MemoryMap),
 );
 
 call!(
@@ -173,8 +169,6 @@ call!(
     sched::BLOCK => bare Block,
     /// Stop for a reason.
     sched::SHUTDOWN => at Shutdown(sched::Shutdown),
-    /// Tell the reason beforehand.
-    sched::SHUTDOWN_CODE => at ShutdownCode(sched::Shutdown),
     /// Wait for a port.
     sched::POLL => at Poll(sched::Poll),
     /// Stop another domain.
@@ -283,24 +277,17 @@ call!(
 );
 
 impl XenolithOp {
-    /// Whether only a control domain may call it.
+    /// Whether only a control domain may call it: all but what concerns the caller alone.
     pub const fn is_control(&self) -> bool {
-        match self {
-            Self::DomInfo(_)
-            | Self::Restart(_)
-            | Self::Pause(_)
-            | Self::Unpause(_)
-            | Self::Kill(_)
-            | Self::NextEvent(_)
-            | Self::ConsoleRead(_)
-            | Self::Poweroff(_) => true,
+        !matches!(
+            self,
             Self::Info(_)
-            | Self::DeviceInfo(_)
-            | Self::PciRead(_)
-            | Self::PciWrite(_)
-            | Self::SelfInfo(_)
-            | Self::WatchdogMs(_) => false,
-        }
+                | Self::DeviceInfo(_)
+                | Self::PciRead(_)
+                | Self::PciWrite(_)
+                | Self::SelfInfo(_)
+                | Self::WatchdogMs(_)
+        )
     }
 }
 

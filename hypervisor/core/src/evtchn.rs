@@ -124,11 +124,6 @@ impl Ports {
         self.ports.push(new);
         Ok(EvtchnPort(number))
     }
-
-    fn live(&self) -> impl Iterator<Item = (EvtchnPort, Channel)> + '_ {
-        let ports = (0u32..).zip(&self.ports);
-        ports.filter(|(_, p)| p.channel != Channel::Closed).map(|(n, p)| (EvtchnPort(n), p.channel))
-    }
 }
 
 /// The ports of all domains.
@@ -151,23 +146,12 @@ impl EvtchnTable {
         self.domains.insert(dom, new);
     }
 
-    /// A domain is gone for good; its peers' ports become unbound.
-    pub fn remove_domain(&mut self, dom: DomId) {
-        self.close_all(dom);
-        self.domains.remove(&dom);
-    }
-
     fn of(&self, dom: DomId) -> Result<&Ports, EvtchnError> {
         self.domains.get(&dom).ok_or(EvtchnError::NoDomain(dom))
     }
 
     fn of_mut(&mut self, dom: DomId) -> Result<&mut Ports, EvtchnError> {
         self.domains.get_mut(&dom).ok_or(EvtchnError::NoDomain(dom))
-    }
-
-    /// What a port is ([`Channel::Closed`] where there is none).
-    pub fn channel(&self, dom: DomId, port: EvtchnPort) -> Channel {
-        self.of(dom).and_then(|d| d.get(port)).map_or(Channel::Closed, |p| p.channel)
     }
 
     /// A port of `dom` that `remote` may bind. `remote` need not exist yet.
@@ -268,7 +252,7 @@ impl EvtchnTable {
         Ok(channel)
     }
 
-    /// Closes all ports of a domain: for its restart in place, its end, and `EVTCHNOP_reset`.
+    /// Closes all ports of a domain: for its restart in place and its end.
     pub fn close_all(&mut self, dom: DomId) {
         let count = self.of(dom).map_or(0, |d| d.ports.len() as u32);
         for port in 1..count {
@@ -351,31 +335,6 @@ impl EvtchnTable {
             Channel::Ipi => (status::IPI, 0, 0),
         };
         Ok(Status { dom, pad: 0, port, status, vcpu, u0, u1 })
-    }
-
-    /// Checks that both ends of each channel name each other and that the interrupt maps are exact. For tests.
-    ///
-    /// # Errors
-    /// The port that is wrong.
-    pub fn check(&self) -> Result<(), (DomId, EvtchnPort)> {
-        for (&dom, d) in &self.domains {
-            let bound = d.live().filter(|(_, c)| matches!(c, Channel::Virq(_) | Channel::Pirq(_))).count();
-            if bound != d.virqs.len().saturating_add(d.pirqs.len()) || d.ports.len() > d.limit as usize {
-                return Err((dom, EvtchnPort(0)));
-            }
-            for (port, channel) in d.live() {
-                let right = match channel {
-                    Channel::Interdomain(remote, peer) => self.channel(remote, peer) == Channel::Interdomain(dom, port),
-                    Channel::Virq(virq) => d.virqs.iter().any(|(&(v, _), &p)| v == virq && p == port),
-                    Channel::Pirq(pirq) => d.pirqs.get(&pirq) == Some(&port),
-                    _ => port.0 != 0,
-                };
-                if !right {
-                    return Err((dom, port));
-                }
-            }
-        }
-        Ok(())
     }
 }
 

@@ -299,12 +299,6 @@ impl Grants {
         *epoch = epoch.wrapping_add(1);
         self.active.retain(|(dom, _), _| *dom != grantor);
     }
-
-    /// A domain is gone; its mappings were taken back before.
-    pub fn remove_domain(&mut self, dom: DomId) {
-        self.forget_grantor(dom);
-        self.handles.remove(&dom);
-    }
 }
 
 /// Checks an entry and marks it in use: the bits this set.

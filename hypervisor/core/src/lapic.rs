@@ -1,7 +1,7 @@
 //! The local APIC that a PVH guest sees: x2APIC registers by MSR, interprocessor interrupts, priorities; no timer that runs, as
 //! such guests take the PV clock's, and no way in for devices, which come as events.
 //!
-//! It begins, and stays, in x2APIC mode, so nothing of it is in memory. Neighbours: `hypervisor/src/msr.rs` turns [`Write`] into
+//! It begins, and stays, in x2APIC mode, so nothing of it is in memory. Neighbours: `hypervisor/src/msr.rs` turns [`Ipi`]s into
 //! effects on other vCPUs, `run.rs` injects what is [`Lapic::pending`]. Source: AMD64 APM 2, chapter 16; Intel SDM 3, 10.12.
 
 /// First MSR of the registers; register at byte `offset` of an xAPIC's page is MSR `FIRST_MSR + offset / 16`.
@@ -94,17 +94,6 @@ const fn logical(id: u32) -> u32 {
     (id >> 4) << 16 | 1 << (id & 15)
 }
 
-/// What a write to a register leads to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Write {
-    /// Nothing beyond the APIC.
-    Done,
-    /// An interprocessor interrupt.
-    Send(Ipi),
-    /// #GP.
-    Fault,
-}
-
 /// One local APIC.
 #[derive(Clone, Debug)]
 pub struct Lapic {
@@ -135,7 +124,7 @@ fn highest(vectors: &Vectors) -> Option<u8> {
 
 /// The `n`-th 32 bits.
 fn half(vectors: &Vectors, n: u32) -> u32 {
-    vectors.get(n as usize / 2).map_or(0, |w| w.wrapping_shr(n % 2 * 32) as u32)
+    vectors.get(n as usize / 2).map_or(0, |w| w.wrapping_shr((n & 1) << 5) as u32)
 }
 
 impl Lapic {
@@ -183,16 +172,8 @@ impl Lapic {
         Some(value.into())
     }
 
-    /// Writes it.
-    pub fn write(&mut self, msr: u32, value: u64) -> Write {
-        match self.change(msr, value) {
-            None => Write::Fault,
-            Some(None) => Write::Done,
-            Some(Some(ipi)) => Write::Send(ipi),
-        }
-    }
-
-    fn change(&mut self, msr: u32, value: u64) -> Option<Option<Ipi>> {
+    /// Writes it; `None` = #GP, else the interprocessor interrupt that it sends.
+    pub fn write(&mut self, msr: u32, value: u64) -> Option<Option<Ipi>> {
         if msr == ICR {
             let sent = Ipi::decode(self.id, value)?;
             self.command = value;
@@ -246,7 +227,7 @@ mod tests {
 
     fn on(id: u32) -> Lapic {
         let mut apic = Lapic::new(id);
-        assert_eq!(apic.write(SPURIOUS, 0x1ff), Write::Done);
+        assert_eq!(apic.write(SPURIOUS, 0x1ff), Some(None));
         apic
     }
 
@@ -291,7 +272,7 @@ mod tests {
             (ICR, 0x300),
             (ICR, 0x700),
         ] {
-            assert_eq!(apic.write(msr, value), Write::Fault, "{msr:#x} {value:#x}");
+            assert_eq!(apic.write(msr, value), None, "{msr:#x} {value:#x}");
         }
         assert_eq!(alloc::format!("{apic:?}"), before);
     }
@@ -307,11 +288,11 @@ mod tests {
         apic.request(0x4f);
         assert_eq!(apic.pending(), None, "same class, lower than what is in service");
         assert_eq!(apic.read(PPR), Some(0x40));
-        assert_eq!(apic.write(EOI, 0), Write::Done);
+        assert_eq!(apic.write(EOI, 0), Some(None));
         assert_eq!(apic.pending(), Some(0x4f));
-        assert_eq!(apic.write(TPR, 0x4f), Write::Done);
+        assert_eq!(apic.write(TPR, 0x4f), Some(None));
         assert_eq!((apic.pending(), apic.read(PPR)), (None, Some(0x4f)));
-        assert_eq!(apic.write(TPR, 0x3f), Write::Done);
+        assert_eq!(apic.write(TPR, 0x3f), Some(None));
         assert_eq!(apic.pending(), Some(0x4f));
         assert_eq!(apic.read(IRR + 1), Some(1 << 21), "0x35 waits");
     }
@@ -320,13 +301,13 @@ mod tests {
     fn a_switched_off_apic_takes_nothing() {
         let mut apic = Lapic::new(0);
         apic.request(0x40);
-        assert_eq!(apic.write(SELF_IPI, 0x41), Write::Done);
+        assert_eq!(apic.write(SELF_IPI, 0x41), Some(None));
         assert_eq!(apic.pending(), None);
     }
 
     fn sent(sender: u32, command: u64) -> Ipi {
         match on(sender).write(ICR, command) {
-            Write::Send(ipi) => ipi,
+            Some(Some(ipi)) => ipi,
             other => panic!("{other:?}"),
         }
     }
@@ -335,7 +316,7 @@ mod tests {
     fn commands_by_hand() {
         // As Linux starts a processor: INIT asserted, deasserted, start-up at 0x99000.
         assert_eq!(sent(0, 2 << 32 | 0xc500).message, Message::Init);
-        assert_eq!(on(0).write(ICR, 2 << 32 | 0x8500), Write::Done);
+        assert_eq!(on(0).write(ICR, 2 << 32 | 0x8500), Some(None));
         assert_eq!(sent(0, 2 << 32 | 0x699).message, Message::Startup(0x99));
         assert_eq!(sent(0, 2 << 32 | 0x400).message, Message::Nmi);
         assert_eq!(sent(0, 2 << 32 | 0xfb).message, Message::Fixed(0xfb));
@@ -365,7 +346,7 @@ mod tests {
             let (mut waiting, mut service) = (std::collections::BTreeSet::new(), Vec::new());
             for (end, vector) in ops {
                 if end {
-                    prop_assert_eq!(apic.write(EOI, 0), Write::Done);
+                    prop_assert_eq!(apic.write(EOI, 0), Some(None));
                     service.pop();
                 } else {
                     apic.request(vector);

@@ -19,11 +19,6 @@ impl EventQueue {
         Self { events: Vec::new() }
     }
 
-    /// Makes room for the events of `domains`.
-    pub fn reserve(&mut self, domains: usize) {
-        self.events.reserve(domains);
-    }
-
     /// Adds an event; an unfetched one of the same domain gives way, and the domain keeps its place.
     pub fn push(&mut self, event: Event) {
         match self.events.iter_mut().find(|e| e.domid == event.domid) {

@@ -1,5 +1,5 @@
-//! PCI functions as far as the hypervisor must know them: finding them, their BARs, capabilities and resets, where INTx leads,
-//! and which writes an owner may make.
+//! PCI functions as far as the hypervisor must know them: finding them, their BARs, capabilities and resets, and
+//! which writes an owner may make.
 //!
 //! All over a [`Config`] trait, so that it runs on a fake configuration space; `hypervisor/src/pci.rs` gives the real one.
 //! Every access is an aligned 32-bit word: registers with write-1-to-clear neighbours (STATUS, device status) are written with
@@ -9,7 +9,6 @@
 mod tests;
 
 use abi::Errno;
-use alloc::vec::Vec;
 
 /// A function's address: bus << 8 | device << 3 | function.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,7 +38,7 @@ impl core::fmt::Display for Bdf {
     }
 }
 
-/// Configuration space. `offset` is a multiple of 4 below 4096; what is not there reads as all ones.
+/// Configuration space. `offset` is a multiple of 4 below 256; what is not there reads as all ones.
 pub trait Config {
     /// Reads a word.
     fn read(&self, bdf: Bdf, offset: u16) -> u32;
@@ -59,12 +58,8 @@ pub mod reg {
     pub const HEADER: u16 = 0x0C;
     /// First BAR.
     pub const BAR0: u16 = 0x10;
-    /// Bus numbers of a bridge: primary, secondary, subordinate.
-    pub const BUSES: u16 = 0x18;
     /// Offset of the first capability.
     pub const CAPABILITIES: u16 = 0x34;
-    /// Interrupt pin in bits 15:8.
-    pub const INTERRUPT: u16 = 0x3C;
 }
 /// Bits of COMMAND.
 pub mod command {
@@ -87,8 +82,6 @@ pub mod cap {
     pub const EXPRESS: u8 = 0x10;
     /// MSI-X.
     pub const MSIX: u8 = 0x11;
-    /// Advanced features (FLR of conventional PCI).
-    pub const AF: u8 = 0x13;
 }
 
 /// A base address register.
@@ -134,46 +127,6 @@ pub enum Reset {
 /// Whether a function is there.
 pub fn present(config: &impl Config, bdf: Bdf) -> bool {
     config.read(bdf, reg::ID) & 0xFFFF != 0xFFFF
-}
-
-/// All functions behind bus 0, bridges followed.
-pub fn enumerate(config: &impl Config) -> Vec<Bdf> {
-    let mut found = Vec::new();
-    let mut buses: Vec<u8> = alloc::vec![0];
-    let mut next = 0;
-    while let Some(&bus) = buses.get(next) {
-        next = next.saturating_add(1);
-        for device in 0..32 {
-            for function in 0..8 {
-                let bdf = Bdf::new(bus, device, function);
-                if !present(config, bdf) {
-                    if function == 0 {
-                        break;
-                    }
-                    continue;
-                }
-                found.push(bdf);
-                let header = config.read(bdf, reg::HEADER) >> 16;
-                if header & 0x7F == 1 {
-                    let secondary = (config.read(bdf, reg::BUSES) >> 8) as u8;
-                    if !buses.contains(&secondary) {
-                        buses.push(secondary);
-                    }
-                }
-                if function == 0 && header & 0x80 == 0 {
-                    break;
-                }
-            }
-        }
-    }
-    found
-}
-
-/// The bridge whose secondary bus is `bus`.
-pub fn bridge_to(config: &impl Config, functions: &[Bdf], bus: u8) -> Option<Bdf> {
-    let leads =
-        |b: Bdf| config.read(b, reg::HEADER) >> 16 & 0x7F == 1 && (config.read(b, reg::BUSES) >> 8) as u8 == bus;
-    functions.iter().copied().find(|&b| leads(b))
 }
 
 /// Offset of a capability.
@@ -249,11 +202,6 @@ pub fn reset_method(config: &impl Config, bdf: Bdf) -> Reset {
         // Device control, bit 15.
         return Reset::Function { offset: express.saturating_add(8), bit: 1 << 15 };
     }
-    if let Some(af) = capability(config, bdf, cap::AF)
-        && config.read(bdf, af) & 1 << 25 != 0
-    {
-        return Reset::Function { offset: af.saturating_add(4), bit: 1 };
-    }
     if let Some(pm) = capability(config, bdf, cap::PM) {
         let offset = pm.saturating_add(4);
         if config.read(bdf, offset) & 1 << 3 == 0 {
@@ -288,7 +236,7 @@ pub fn owner_write(current: u32, offset: u16, width: u16, value: u32, may_master
 /// # Errors
 /// EINVAL if not.
 pub fn check_access(offset: u16, width: u16) -> Result<(), Errno> {
-    let ok = matches!(width, 1 | 2 | 4) && offset.is_multiple_of(width) && offset < 4096;
+    let ok = matches!(width, 1 | 2 | 4) && offset.is_multiple_of(width) && offset < 256;
     if ok { Ok(()) } else { Err(Errno::EINVAL) }
 }
 
@@ -300,39 +248,4 @@ pub const fn part(word: u32, offset: u16, width: u16) -> u32 {
         2 => shifted & 0xFFFF,
         _ => shifted,
     }
-}
-
-/// The pin (0 = INTA) on bus 0 that a function's pin arrives at, and the root bus device whose it is then: bridges swizzle
-/// (PCI-to-PCI Bridge Specification 1.2, 9.1). `None` without an interrupt pin, or behind a bridge that is not there.
-pub fn root_pin(config: &impl Config, functions: &[Bdf], bdf: Bdf) -> Option<(u8, u8)> {
-    let pin = (config.read(bdf, reg::INTERRUPT) >> 8) as u8;
-    if !(1..=4).contains(&pin) {
-        return None;
-    }
-    let (mut at, mut pin) = (bdf, pin.saturating_sub(1));
-    for _ in 0..32 {
-        if at.bus() == 0 {
-            return Some((at.device(), pin));
-        }
-        pin = pin.wrapping_add(at.device()) & 3;
-        at = bridge_to(config, functions, at.bus())?;
-    }
-    None
-}
-
-/// Global system interrupt of a root bus pin on an Intel ICH9 as QEMU's q35 wires it: devices below 25 swizzle over PIRQ E-H
-/// (GSI 20-23); those from 25 up go by the `DxxIR` registers of the chipset, whose word `routes` gives for a device
-/// (ICH9 datasheet, 10.1.30-36). Device 30, the DMI-to-PCI bridge, passes INTA-D to PIRQ E-H.
-pub fn ich9_gsi(device: u8, pin: u8, routes: impl Fn(u16) -> u16) -> u32 {
-    let ir_offset = match device {
-        25 => 0x3150,
-        26 => 0x314C,
-        27 => 0x3148,
-        28 => 0x3146,
-        29 => 0x3144,
-        31 => 0x3140,
-        30 => return 20 + u32::from(pin & 3),
-        _ => return 20 + u32::from(device.wrapping_add(pin) & 3),
-    };
-    16 + u32::from(routes(ir_offset) >> (u32::from(pin & 3) * 4) & 7)
 }

@@ -69,14 +69,6 @@ pub fn call(caller: &Caller<'_>, cmd: u64, arg: u64) -> Result<i64, Errno> {
             events::unmask(caller.domain, owed);
             Ok(0)
         }
-        Op::Reset(op) => {
-            caller.only_self(op.dom)?;
-            for port in 1..=caller.domain.record.max_ports {
-                // Ports that are closed already refuse, which is right.
-                let _closed = close(caller, EvtchnPort(port));
-            }
-            Ok(0)
-        }
     }
 }
 

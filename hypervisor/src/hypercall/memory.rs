@@ -1,4 +1,4 @@
-//! `memory_op`: shared pages into and out of a domain's physical map, holes in its RAM, and its memory map.
+//! `memory_op`: shared pages into and out of a domain's physical map, holes in its RAM. Its memory map is in the start info.
 //!
 //! RAM is given to a domain once and for all: a frame taken out of the map by `decrease_reservation` stays the domain's and
 //! is put back by `populate_physmap`, wherever it wants one. So ballooning makes room for mappings, and a restart always has
@@ -8,18 +8,12 @@ use super::Caller;
 use crate::domain::Domain;
 use crate::shared_frame::SharedFrame;
 use crate::{grants, iommu, mem, run};
-use abi::memory::{
-    AddToPhysmap, E820Entry, MAPSPACE_GRANT_TABLE, MAPSPACE_SHARED_INFO, MemoryMap, MemoryReservation,
-};
-use abi::{Errno, PAGE_SIZE, bundle::special};
+use abi::Errno;
+use abi::memory::{AddToPhysmap, MAPSPACE_GRANT_TABLE, MAPSPACE_SHARED_INFO, MemoryReservation};
 use hv_core::args::{BATCH_MAX, Batch, MemoryOp as Op};
 use hv_core::frames::Owner;
 use hv_core::{Dfn, Gfn, Mfn};
 use hv_npt::{MapError, Rights};
-
-/// `E820_RAM` and `E820_RESERVED`.
-const RAM: u32 = 1;
-const RESERVED: u32 = 2;
 
 pub fn call(caller: &Caller<'_>, cmd: u64, arg: u64) -> Result<i64, Errno> {
     let domain = caller.domain;
@@ -32,7 +26,6 @@ pub fn call(caller: &Caller<'_>, cmd: u64, arg: u64) -> Result<i64, Errno> {
             caller.only_self(op.domid)?;
             remove_from_physmap(domain, Gfn(op.gpfn)).map(|()| 0)
         }
-        Op::MemoryMap(op) => memory_map(caller, arg, op).map(|()| 0),
         Op::Decrease(op) => each_extent(caller, &op, |gfns| decrease(domain, gfns)),
         Op::Populate(op) => each_extent(caller, &op, |gfns| populate(domain, gfns)),
     }
@@ -82,22 +75,6 @@ const fn errno(e: MapError) -> Errno {
         MapError::NoMemory => Errno::ENOMEM,
         MapError::Range { .. } => Errno::EINVAL,
     }
-}
-
-fn memory_map(caller: &Caller<'_>, arg: u64, mut op: MemoryMap) -> Result<(), Errno> {
-    let page = PAGE_SIZE as u64;
-    let ram = caller.domain.special_gfn(special::CONSOLE).addr();
-    let map = [
-        E820Entry { addr: 0, size: ram, kind: RAM },
-        E820Entry { addr: ram, size: u64::from(special::CONSOLE) * page, kind: RESERVED },
-    ];
-    let room = op.nr_entries as usize;
-    for (n, entry) in map.iter().take(room).enumerate() {
-        let at = op.buffer.checked_add((n * size_of::<E820Entry>()) as u64).ok_or(Errno::EFAULT)?;
-        caller.mem.write(at, entry)?;
-    }
-    op.nr_entries = room.min(map.len()) as u32;
-    caller.mem.write(arg, &op)
 }
 
 /// Calls `f` with the guest frames of a reservation, some at a time, until it does fewer; gives how many it did. Only

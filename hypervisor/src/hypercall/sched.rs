@@ -32,10 +32,6 @@ pub fn call(caller: &Caller<'_>, cmd: u64, arg: u64) -> Result<i64, Errno> {
             lifecycle::stop(caller.domain, Cause { cause: cause_of(op.reason)?, info });
             Ok(0)
         }
-        Op::ShutdownCode(op) => {
-            // Xen keeps the code for the shutdown that follows; ours carry their own.
-            cause_of(op.reason).map(|_| 0)
-        }
         Op::RemoteShutdown(op) => {
             if !caller.domain.is_control() {
                 return Err(Errno::EPERM);

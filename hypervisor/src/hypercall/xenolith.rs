@@ -57,14 +57,6 @@ fn other(caller: &Caller<'_>, op: &DomOp) -> Result<Arc<Domain>, Errno> {
     if target.id == caller.domain.id { Err(Errno::EINVAL) } else { Ok(target) }
 }
 
-fn name(domain: &Domain) -> [u8; x::NAME_LEN] {
-    let mut name = [0; x::NAME_LEN];
-    for (to, from) in name.iter_mut().zip(domain.name.bytes()) {
-        *to = from;
-    }
-    name
-}
-
 fn machine() -> Info {
     let frames = mem::frames();
     Info {
@@ -89,7 +81,7 @@ fn about(d: &Domain) -> DomInfo {
         domid: d.id,
         pad: 0,
         state: d.state.load(SeqCst),
-        name: name(d),
+        name: d.record.name,
         vcpus: d.vcpus.len() as u32,
         restarts: d.generation.load(SeqCst),
         last_cause: d.last_cause.load(SeqCst),
@@ -112,7 +104,7 @@ fn identity(d: &Domain) -> SelfInfo {
         pad: 0,
         generation: d.generation.load(SeqCst),
         survivor_gpa: d.special_gfn(special::SURVIVOR).addr(),
-        name: name(d),
+        name: d.record.name,
         flags: d.record.flags,
         pad2: 0,
     }

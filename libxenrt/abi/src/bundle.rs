@@ -152,8 +152,9 @@ crate::assert_layout!(Segment, 32);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Device {
-    /// Segment group (0).
-    pub segment: u16,
+    /// Global system interrupt that its INTx pin arrives at, level-triggered and active low; 0 = unknown: it must have MSI. No table
+    /// without AML says this, so the system's manifest does.
+    pub gsi: u16,
     /// bus << 8 | device << 3 | function.
     pub bdf: u16,
     /// Expected vendor (low half) and device; 0 = any.
@@ -204,7 +205,7 @@ pub enum BundleError {
         /// As computed.
         computed: u32,
     },
-    /// A segment lies outside of the bundle, is misaligned, or does not fit its domain's memory.
+    /// A segment lies outside of the bundle, is misaligned, does not fit its domain's memory, or is not past the one before.
     BadSegment(u32),
     /// A domain's record is contradictory (order, counts, entry, name, memory).
     BadDomain(DomId),
@@ -225,7 +226,7 @@ impl core::fmt::Display for BundleError {
                 write!(f, "image segment {segment} is damaged: checksum {computed:#010x}, {stored:#010x} expected")
             }
             Self::BadSegment(n) => {
-                write!(f, "image segment {n} lies outside of the bundle or of its domain's memory")
+                write!(f, "image segment {n} lies outside of the bundle or of its domain's memory, or overlaps another")
             }
             Self::BadDomain(id) => write!(f, "the record of domain {id} is contradictory"),
             Self::DeviceTwice(bdf) => {
@@ -327,7 +328,7 @@ impl<'a> Bundle<'a> {
             let ok = last.is_none_or(|l| d.domid > l)
                 && d.domid < DomId::FIRST_RESERVED
                 && d.mem_pages >= MIN_PAGES
-                && d.vcpus >= 1
+                && (1..=crate::shared::shared_info::LEGACY_MAX_VCPUS).contains(&d.vcpus)
                 && d.entry_kind <= entry::PVH32
                 && self.name(d).is_some_and(|n| !n.is_empty())
                 && range_ok(d.first_segment, d.nr_segments, self.segments.len())
@@ -337,15 +338,15 @@ impl<'a> Bundle<'a> {
                 return Err(bad);
             }
             let ram = u64::from(d.mem_pages.saturating_sub(special::CONSOLE)).saturating_mul(crate::PAGE_SIZE as u64);
-            for (i, s) in self.segments(d).iter().enumerate() {
-                if s.gpa.checked_add(s.file_len).is_none_or(|end| end > ram) {
-                    return Err(BundleError::BadSegment(d.first_segment.saturating_add(i as u32)));
-                }
+            let mut last_end = 0;
+            for (i, s) in (d.first_segment..).zip(self.segments(d)) {
+                let end = s.gpa.checked_add(s.file_len).filter(|&end| end <= ram && s.gpa >= last_end);
+                last_end = end.ok_or(BundleError::BadSegment(i))?;
             }
             last = Some(d.domid);
         }
         for (i, dev) in self.devices.iter().enumerate() {
-            if self.devices.iter().skip(i).skip(1).any(|other| other.bdf == dev.bdf && other.segment == dev.segment) {
+            if self.devices.iter().skip(i).skip(1).any(|other| other.bdf == dev.bdf) {
                 return Err(BundleError::DeviceTwice(dev.bdf));
             }
         }

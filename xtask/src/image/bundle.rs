@@ -3,7 +3,7 @@
 use super::boot;
 use super::elf::{Flat, LOAD_ADDRESS};
 use super::kernel::{Kernel, pvh};
-use crate::manifest::{Role, System, image::Image, store};
+use crate::manifest::{Bdf, Role, System, image::Image, store};
 use crate::units::{Size, kib};
 use abi::PAGE_SIZE;
 use abi::bundle::{
@@ -149,9 +149,16 @@ impl Tables {
             self.segments.push(Segment { gpa, file_len, crc: crc32fast::hash(&bytes), ..Segment::default() });
             self.data.push(bytes);
         }
-        self.devices.extend(domain.device.map(|bdf| Device { segment: 0, bdf: bdf.0, id: loaded.device_id }));
+        self.devices.extend(domain.device.map(|bdf| Device { gsi: gsi(bdf), bdf: bdf.0, id: loaded.device_id }));
         self.ports.extend(domain.ports.iter().map(|p| Ports { first: p.first, count: p.count, irq: p.irq }));
     }
+}
+
+/// Where QEMU's q35 connects the INTA of a function: slots below 25 of the root bus swizzle over the IO-APIC's inputs 20 to 23.
+/// Its other functions have MSI.
+const fn gsi(bdf: Bdf) -> u16 {
+    let slot = bdf.0 >> 3;
+    if slot < 25 { 20 + (slot & 3) } else { 0 }
 }
 
 fn write(mut tables: Tables) -> Result<Vec<u8>> {
@@ -250,7 +257,7 @@ mod tests {
         assert_eq!(bundle.name(netback), Some("netback-e1000"));
         assert_eq!((control.flags, netback.flags, web.flags), (flags::CONTROL, flags::DRIVER, 0));
         assert_eq!(control.domid, DomId(0));
-        assert_eq!(bundle.devices(netback), [Device { segment: 0, bdf: 0x18, id: 0x100e_8086 }]);
+        assert_eq!(bundle.devices(netback), [Device { gsi: 23, bdf: 0x18, id: 0x100e_8086 }]);
         assert_eq!(bundle.ports(control), [Ports { first: 0x2f8, count: 8, irq: 3 }]);
         assert_eq!(web.rip, LOAD_ADDRESS + 0x10);
         let segments = bundle.segments(web);

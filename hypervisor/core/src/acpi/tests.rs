@@ -115,8 +115,7 @@ fn a_pc_is_understood() {
     assert_eq!(p.isa_irq(0).gsi, 2);
     assert_eq!(p.isa_irq(9), Override { irq: 9, gsi: 9, low: false, level: true });
     assert_eq!(p.isa_irq(3), Override { irq: 3, gsi: 3, low: false, level: false });
-    assert_eq!(p.ecam, [Ecam { base: 0xB000_0000, segment: 0, first_bus: 0, last_bus: 255 }]);
-    assert_eq!(p.pm_timer, Some(PmTimer { port: 0x608, wide: true }));
+    assert_eq!(p.pm_timer, Some(PmTimer { port: 0x608 }));
     assert_eq!(p.soft_off, Some(SoftOff { pm1a: (0x604, 5), pm1b: None }));
     let ivrs = p.ivrs.unwrap();
     assert_eq!((ivrs.iommus[0].bdf, ivrs.iommus[0].capability, ivrs.iommus[0].base), (0x10, 0x40, 0xFED8_0000));

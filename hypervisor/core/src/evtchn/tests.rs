@@ -7,6 +7,42 @@ const LIMIT: u32 = 6;
 const DOMS: u16 = 3;
 const VCPUS: u32 = 2;
 
+impl Ports {
+    fn live(&self) -> impl Iterator<Item = (EvtchnPort, Channel)> + '_ {
+        let ports = (0u32..).zip(&self.ports);
+        ports.filter(|(_, p)| p.channel != Channel::Closed).map(|(n, p)| (EvtchnPort(n), p.channel))
+    }
+}
+
+impl EvtchnTable {
+    /// What a port is ([`Channel::Closed`] where there is none).
+    fn channel(&self, dom: DomId, port: EvtchnPort) -> Channel {
+        self.of(dom).and_then(|d| d.get(port)).map_or(Channel::Closed, |p| p.channel)
+    }
+
+    /// Checks that both ends of each channel name each other and that the interrupt maps are exact.
+    fn check(&self) -> Result<(), (DomId, EvtchnPort)> {
+        for (&dom, d) in &self.domains {
+            let bound = d.live().filter(|(_, c)| matches!(c, Channel::Virq(_) | Channel::Pirq(_))).count();
+            if bound != d.virqs.len().saturating_add(d.pirqs.len()) || d.ports.len() > d.limit as usize {
+                return Err((dom, EvtchnPort(0)));
+            }
+            for (port, channel) in d.live() {
+                let right = match channel {
+                    Channel::Interdomain(remote, peer) => self.channel(remote, peer) == Channel::Interdomain(dom, port),
+                    Channel::Virq(virq) => d.virqs.iter().any(|(&(v, _), &p)| v == virq && p == port),
+                    Channel::Pirq(pirq) => d.pirqs.get(&pirq) == Some(&port),
+                    _ => port.0 != 0,
+                };
+                if !right {
+                    return Err((dom, port));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Alloc(u16, u16),

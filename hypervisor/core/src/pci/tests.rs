@@ -32,7 +32,7 @@ impl Fake {
 
 impl Config for Fake {
     fn read(&self, bdf: Bdf, offset: u16) -> u32 {
-        assert!(offset.is_multiple_of(4) && offset < 4096);
+        assert!(offset.is_multiple_of(4) && offset < 256);
         self.words.borrow().get(&(bdf, offset)).copied().unwrap_or(u32::MAX)
     }
     fn write(&self, bdf: Bdf, offset: u16, value: u32) {
@@ -50,7 +50,6 @@ fn e1000(fake: &mut Fake, bdf: Bdf) {
     fake.function(bdf, 0x100E_8086, 0);
     fake.bar(bdf, 0, 0xFEB8_0000, 0xFFFE_0000);
     fake.bar(bdf, 1, 0xC001, 0xFFC0);
-    fake.set(bdf, reg::INTERRUPT, 0x010B);
 }
 
 #[test]
@@ -71,46 +70,6 @@ fn bars_are_sized_with_decoding_off_and_left_as_they_were() {
 }
 
 #[test]
-fn functions_are_found_behind_bridges() {
-    let mut fake = Fake::default();
-    let bridge = Bdf::new(0, 30, 0);
-    fake.function(Bdf::new(0, 0, 0), 0x29C0_8086, 0);
-    fake.function(bridge, 0x244E_8086, 1);
-    fake.set(bridge, reg::BUSES, 0x0005_0500);
-    fake.function(Bdf::new(0, 31, 0), 0x2918_8086, 0x80);
-    fake.function(Bdf::new(0, 31, 2), 0x2922_8086, 0x80);
-    e1000(&mut fake, Bdf::new(5, 2, 0));
-    let all = enumerate(&fake);
-    let names: Vec<_> = all.iter().map(std::string::ToString::to_string).collect();
-    assert_eq!(names, ["00:00.0", "00:1e.0", "00:1f.0", "00:1f.2", "05:02.0"]);
-    // INTA of device 2 behind a bridge arrives as pin 2 of the bridge's slot.
-    assert_eq!(root_pin(&fake, &all, Bdf::new(5, 2, 0)), Some((30, 2)));
-    assert_eq!(root_pin(&fake, &all, Bdf::new(0, 31, 2)), None, "no pin");
-    assert_eq!(root_pin(&fake, &[], Bdf::new(5, 2, 0)), None, "no bridge");
-}
-
-#[test]
-fn a_bridge_to_its_own_bus_ends() {
-    let mut fake = Fake::default();
-    let bridge = Bdf::new(0, 1, 0);
-    fake.function(bridge, 1, 1);
-    fake.set(bridge, reg::BUSES, 0x0000_0000);
-    assert_eq!(enumerate(&fake), [bridge]);
-}
-
-#[test]
-fn ich9_routes_as_qemu_does() {
-    let none = |_| unreachable!("only devices from 25 up have registers");
-    assert_eq!(ich9_gsi(3, 0, none), 23);
-    assert_eq!(ich9_gsi(2, 0, none), 22);
-    assert_eq!(ich9_gsi(4, 3, none), 23);
-    assert_eq!(ich9_gsi(30, 2, none), 22);
-    // The default 3210h: INTA to PIRQ A. AHCI, 1f.2 with INTA, has GSI 16.
-    assert_eq!(ich9_gsi(31, 0, |o| if o == 0x3140 { 0x3210 } else { 0 }), 16);
-    assert_eq!(ich9_gsi(26, 1, |o| if o == 0x314C { 0x3270 } else { 0 }), 23);
-}
-
-#[test]
 fn capabilities_and_resets() {
     let mut fake = Fake::default();
     let bdf = Bdf::new(0, 3, 0);
@@ -127,8 +86,7 @@ fn capabilities_and_resets() {
     fake.set(bdf, 0xE0, 0x0001_0010);
     fake.set(bdf, 0xE4, 1 << 28);
     assert_eq!(reset_method(&fake, bdf), Reset::Function { offset: 0xE8, bit: 1 << 15 });
-    fake.set(bdf, 0xE0, 0x0306_C813); // AF, and back to the first: a circle
-    assert_eq!(reset_method(&fake, bdf), Reset::Function { offset: 0xE4, bit: 1 });
+    fake.set(bdf, 0xE0, 0x0001_C810); // back to the first: a circle
     assert_eq!(capability(&fake, bdf, cap::MSIX), None);
 }
 
@@ -147,7 +105,7 @@ fn owners_change_two_bits_of_command_and_nothing_else() {
         assert_eq!(owner_write(0, at, 4, 0, true), Err(Errno::EPERM), "offset {at:#x}");
     }
     assert_eq!(owner_write(3, 5, 2, 0, true), Err(Errno::EINVAL));
-    assert_eq!(check_access(4096, 4), Err(Errno::EINVAL));
+    assert_eq!(check_access(256, 4), Err(Errno::EINVAL));
     assert_eq!(check_access(0, 3), Err(Errno::EINVAL));
     assert_eq!((part(0x1234_5678, 6, 2), part(0x1234_5678, 7, 1), part(5, 4, 4)), (0x1234, 0x12, 5));
 }
