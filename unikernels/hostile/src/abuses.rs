@@ -205,7 +205,6 @@ pub fn physmap(r: &mut Report) {
     let table = memory::MAPSPACE_GRANT_TABLE;
     let far = 0x7000_0000 / PAGE_SIZE as u64;
     let adds = [
-        ("over our RAM", DomId::SELF, shared, 0, 0x100, Errno::EEXIST),
         ("beyond all memory", DomId::SELF, shared, 0, u64::MAX, Errno::EINVAL),
         ("a second shared page", DomId::SELF, shared, 1, far, Errno::EINVAL),
         ("a grant table beyond the limit", DomId::SELF, table, 1 << 20, far, Errno::EINVAL),
