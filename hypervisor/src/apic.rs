@@ -110,14 +110,7 @@ pub fn eoi() {
 fn send(apic_id: u32, command: u32) -> bool {
     write(ICR_HIGH, apic_id << 24);
     write(ICR_LOW, command);
-    let deadline = time::now_ns() + IPI_TIMEOUT_NS;
-    while read(ICR_LOW) & DELIVERY_PENDING != 0 {
-        if time::now_ns() > deadline {
-            return false;
-        }
-        core::hint::spin_loop();
-    }
-    true
+    time::spin_until(IPI_TIMEOUT_NS, || read(ICR_LOW) & DELIVERY_PENDING == 0)
 }
 
 /// Takes the CPU with this APIC ID out of its guest or its sleep.

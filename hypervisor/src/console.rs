@@ -2,10 +2,11 @@
 //! `(xenolith) text`; each is also kept in a log ring per domain that the control domain reads (`CONSOLE_READ`).
 
 use crate::domain::Domain;
+use crate::{lifecycle, time};
 use alloc::boxed::Box;
 use core::fmt::Write;
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use spin::Mutex;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use spin::{Mutex, MutexGuard};
 use x86_64::instructions::port::Port;
 
 /// Bytes a log keeps.
@@ -82,8 +83,15 @@ struct Output {
     lost: u64,
 }
 
-/// More is to be sent: the run loop calls [`pump`] again.
-static BACKLOG: AtomicBool = AtomicBool::new(false);
+/// When [`pump`] is due, ns of system time; `u64::MAX` = nothing is to be sent. Changed with [`OUTPUT`] locked.
+static DUE_NS: AtomicU64 = AtomicU64::new(u64::MAX);
+/// How long a line waits before it is sent. A domain that dies says so, and under QEMU each byte is a system call: sent at once, its last
+/// words and ours take as long as its restart.
+const DELAY_NS: u64 = 10 * time::MS;
+/// One FIFO full at 115200 baud.
+const PORTION_NS: u64 = 1400 * 1000;
+/// FIFOs full that an emulated line takes in that time, so that nobody is held up by a whole text.
+const PORTIONS: usize = 4;
 
 impl Output {
     fn push(&mut self, bytes: &[u8]) {
@@ -109,6 +117,7 @@ impl Output {
         // SAFETY: reading COM1's line status changes nothing we rely on.
         let status: u8 = unsafe { Port::new(COM1 + 5).read() };
         if status & THRE == 0 {
+            DUE_NS.store(time::now_ns() + PORTION_NS, Relaxed);
             return false;
         }
         for _ in 0..FIFO_LEN {
@@ -116,34 +125,45 @@ impl Output {
             // SAFETY: COM1 belongs to the hypervisor.
             unsafe { Port::new(COM1).write(byte) };
         }
-        BACKLOG.store(!self.queue.is_empty(), Relaxed);
-        !self.queue.is_empty()
+        let more = !self.queue.is_empty();
+        DUE_NS.store(if more { time::now_ns() + PORTION_NS } else { u64::MAX }, Relaxed);
+        more
     }
 }
 
 static OUTPUT: Mutex<Output> = Mutex::new(Output { queue: heapless::Deque::new(), lost: 0 });
 static OWN: Mutex<Option<Log>> = Mutex::new(None);
 
-/// Whether [`pump`] is to be called again soon.
-pub fn has_backlog() -> bool {
-    BACKLOG.load(Relaxed)
+/// When [`pump`] is to be called; `u64::MAX` = not before something is written.
+pub fn due_ns() -> u64 {
+    DUE_NS.load(Relaxed)
 }
 
-/// Sends what the UART takes at once. The lock is let go between the portions, so that no other CPU waits for a whole text.
+/// Sends a little, if it is due.
 pub fn pump() {
-    while OUTPUT.lock().send() {}
+    if due_ns() <= time::now_ns() {
+        let _ = (0..PORTIONS).all(|_| OUTPUT.lock().send());
+    }
+}
+
+/// Sends at once what had better not wait: at boot, where nobody waits for anything else, and when there is much of it.
+fn relieve() {
+    let sends = |mut o: MutexGuard<Output>| {
+        (lifecycle::boot_ns() == 0 || o.queue.len() > BACKLOG_LEN / 2) && o.send()
+    };
+    while sends(OUTPUT.lock()) {}
 }
 
 fn print_line(name: &str, line: &[u8]) {
     let mut output = OUTPUT.lock();
     output.line(name, line);
-    BACKLOG.store(true, Relaxed);
+    DUE_NS.fetch_min(time::now_ns() + DELAY_NS, Relaxed);
 }
 
 /// A domain's output: into its log, and complete lines to the serial line.
 pub fn domain_write(domain: &Domain, bytes: &[u8]) {
     domain.console.lock().write(bytes, |line| print_line(&domain.name, line));
-    pump();
+    relieve();
 }
 
 /// Reads the hypervisor's own log; see [`Log::read`].
@@ -162,7 +182,7 @@ impl Write for OwnLine {
             // Before there is a heap.
             None => OUTPUT.lock().push(text.as_bytes()),
         }
-        pump();
+        relieve();
         Ok(())
     }
 }
@@ -221,6 +241,6 @@ pub fn drain() {
         if OUTPUT.lock().queue.is_empty() {
             return;
         }
-        pump();
+        OUTPUT.lock().send();
     }
 }

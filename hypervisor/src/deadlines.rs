@@ -14,8 +14,6 @@ use alloc::sync::Arc;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use hv_core::timer::Kind;
 
-/// When the serial line is looked at again that had no room: a FIFO full at 115200 baud.
-const CONSOLE_NS: u64 = 1400 * 1000;
 const KINDS: [Kind; 3] = [Kind::Timer, Kind::Poll, Kind::Watchdog];
 
 /// Sets or clears (`None`) a deadline, system time in ns.
@@ -71,9 +69,7 @@ pub fn watchdog_passed(domain: &Arc<Domain>, vcpu: &Vcpu) {
 
 /// Serves the deadlines of this CPU that have passed, and those of throttled interrupts.
 pub fn expire(cpu: &PerCpu) {
-    if console::has_backlog() {
-        console::pump();
-    }
+    console::pump();
     if irq::deadline_ns(cpu.id) != u64::MAX {
         irq::tick(time::now_ns());
     }
@@ -97,9 +93,8 @@ pub fn expire(cpu: &PerCpu) {
 /// Sees to it that the hardware timer fires at the next deadline, or at `slice_end`, at the latest.
 pub fn arm(cpu: &PerCpu, slice_end: Option<u64>) {
     let next = cpu.deadlines.lock().next_ns();
-    let throttled = Some(irq::deadline_ns(cpu.id)).filter(|&at| at != u64::MAX);
-    let backlog = console::has_backlog().then(|| time::now_ns() + CONSOLE_NS);
-    let Some(at) = next.into_iter().chain(slice_end).chain(throttled).chain(backlog).min() else { return };
+    let others = [irq::deadline_ns(cpu.id), console::due_ns()];
+    let at = next.into_iter().chain(slice_end).chain(others).fold(u64::MAX, u64::min);
     if at < cpu.armed_ns.load(Relaxed) {
         let now = time::now_ns();
         cpu.armed_ns.store(at, Relaxed);

@@ -104,7 +104,7 @@ const SUBSYSTEM: u16 = 0x2C;
 /// Signaled Target Abort, in the word of COMMAND and STATUS; written 1 to clear.
 const ABORTED: u32 = 1 << 27;
 /// How often silent units are looked at besides at each interrupt of a device, ns.
-const SILENT_POLL_NS: u64 = 5 * time::MS;
+const SILENT_POLL_NS: u64 = 2 * time::MS;
 
 /// When silent units are to be looked at, ns; `u64::MAX` = never: there is none, or no device is attached.
 static NEXT_POLL_NS: AtomicU64 = AtomicU64::new(u64::MAX);

@@ -236,15 +236,11 @@ pub fn handle(vector: u8) {
     };
     if verdict == Verdict::Stop {
         if let Some(owner) = domain::find(line.owner) {
-            stop(&owner, line.pirq);
+            lifecycle::stop(&owner, Cause { cause: cause::IRQ_STORM, info: [u64::from(line.pirq), 0, 0, 0] });
         }
     } else {
         events::pirq(line.owner, line.pirq);
     }
-}
-
-fn stop(owner: &Arc<Domain>, pirq: u32) {
-    lifecycle::stop(owner, Cause { cause: cause::IRQ_STORM, info: [u64::from(pirq), 0, 0, 0] });
 }
 
 /// When [`tick`] has something to do on this CPU, ns of system time; `u64::MAX` = never. One CPU looks after the IOMMU.

@@ -95,30 +95,21 @@ pub fn out_of_guest(vcpu: &Vcpu) {
         return;
     }
     kick(vcpu.cpu.load(SeqCst));
-    let deadline = time::now_ns() + LEAVE_GUEST_NS;
-    while vcpu.in_guest.load(SeqCst) && vcpu.flush_tlb.load(SeqCst) {
-        assert!(time::now_ns() < deadline, "CPU {} does not leave its guest", vcpu.cpu.load(SeqCst));
-        core::hint::spin_loop();
-    }
+    let is_out = || !vcpu.in_guest.load(SeqCst) || !vcpu.flush_tlb.load(SeqCst);
+    assert!(time::spin_until(LEAVE_GUEST_NS, is_out), "CPU {} does not leave its guest", vcpu.cpu.load(SeqCst));
 }
 
 /// Waits until no vCPU of a domain that may not run (`Domain::paused`) is on a CPU. The caller holds no lock, and is none of them.
 /// False after `timeout_ns`.
 #[must_use]
 pub fn all_off(domain: &Domain, timeout_ns: u64) -> bool {
-    let deadline = time::now_ns() + timeout_ns;
-    for vcpu in &domain.vcpus {
-        while vcpu.state.load(SeqCst) == state::RUNNING {
-            if vcpu.in_guest.load(SeqCst) {
-                kick(vcpu.cpu.load(SeqCst));
-            }
-            if time::now_ns() > deadline {
-                return false;
-            }
-            core::hint::spin_loop();
+    let is_off = |vcpu: &Vcpu| {
+        if vcpu.in_guest.load(SeqCst) {
+            kick(vcpu.cpu.load(SeqCst));
         }
-    }
-    true
+        vcpu.state.load(SeqCst) != state::RUNNING
+    };
+    domain.vcpus.iter().all(|vcpu| time::spin_until(timeout_ns, || is_off(vcpu)))
 }
 
 /// A CPU's life.
@@ -237,17 +228,10 @@ fn requeue(vcpu: &Vcpu, to: PutBack) -> PutBack {
 /// Takes a vCPU of a domain that may not run down, once it is off its CPU. False after `timeout_ns`.
 #[must_use]
 pub fn take_down(vcpu: &Vcpu, timeout_ns: u64) -> bool {
-    let deadline = time::now_ns() + timeout_ns;
-    loop {
+    time::spin_until(timeout_ns, || {
         let now = vcpu.state.load(SeqCst);
-        if now != state::RUNNING && vcpu.state.compare_exchange(now, state::DOWN, SeqCst, SeqCst).is_ok() {
-            return true;
-        }
-        if time::now_ns() > deadline {
-            return false;
-        }
-        core::hint::spin_loop();
-    }
+        now != state::RUNNING && vcpu.state.compare_exchange(now, state::DOWN, SeqCst, SeqCst).is_ok()
+    })
 }
 
 /// Takes a vCPU off its CPU until it is woken, unless what it waits for has come meanwhile (see `vcpu.rs`).

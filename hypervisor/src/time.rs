@@ -107,8 +107,18 @@ pub fn now_ns() -> u64 {
 
 /// Waits, for `ns`, with the CPU busy: for the few microseconds hardware asks for.
 pub fn spin_ns(ns: u64) {
+    let _ = spin_until(ns, || false);
+}
+
+/// Waits, with the CPU busy, until something is so, for `ns` at most. Whether it is.
+#[must_use]
+pub fn spin_until(ns: u64, mut is_so: impl FnMut() -> bool) -> bool {
     let end = now_ns().saturating_add(ns);
-    while now_ns() < end {
+    while !is_so() {
+        if now_ns() >= end {
+            return false;
+        }
         core::hint::spin_loop();
     }
+    true
 }
