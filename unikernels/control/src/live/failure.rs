@@ -66,6 +66,7 @@ impl Control {
         let began = clock::now();
         hypercall::dom_restart(&mut op)?;
         let entered = clock::now();
+        self.keep_quiet(entered);
         self.supervisor.on_restarted(domid, began.as_ns());
         // An order for the instance that is gone must not kill the new one.
         self.forget_order(domid);

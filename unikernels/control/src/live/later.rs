@@ -4,8 +4,11 @@
 use super::Control;
 use alloc::collections::VecDeque;
 use alloc::string::String;
-use libxenrt::log;
+use core::time::Duration;
+use libxenrt::{Instant, clock, log};
 
+/// How long nothing is told after a restart: the new instance and those who wait for it need the machine.
+const QUIET: Duration = Duration::from_millis(10);
 /// Rounds for which it is put off at most.
 const PUT_OFF_MAX: u32 = 10;
 /// Lines kept; beyond, the oldest is written at once.
@@ -22,6 +25,7 @@ enum Line {
 pub struct Later {
     lines: VecDeque<Line>,
     put_off: u32,
+    quiet_until: Option<Instant>,
 }
 
 impl Control {
@@ -33,6 +37,16 @@ impl Control {
     /// Sends a line to the socket when there is time.
     pub fn send_later(&mut self, line: String) {
         self.add_line(Line::Socket(line));
+    }
+
+    /// A domain was entered again at `entered`.
+    pub fn keep_quiet(&mut self, entered: Instant) {
+        self.later.quiet_until = Some(entered + QUIET);
+    }
+
+    /// Until when nothing is to be told, if so now.
+    pub fn quiet_until(&self) -> Option<Instant> {
+        self.later.quiet_until.filter(|&until| clock::now() < until)
     }
 
     fn add_line(&mut self, line: Line) {

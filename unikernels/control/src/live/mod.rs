@@ -74,6 +74,9 @@ impl Control {
             return true;
         }
         self.orders();
+        if self.quiet_until().is_some() {
+            return busy;
+        }
         if self.puts_off() {
             return true;
         }
@@ -116,8 +119,11 @@ impl Control {
     fn wait(&self, tick: Instant) {
         let mut ports: Vec<EvtchnPort> = self.links.iter().filter_map(Link::port).collect();
         ports.extend(self.dom_exc.as_ref().map(Event::port));
-        ports.extend(self.socket.as_ref().and_then(Socket::port));
         let mut deadline = tick;
+        match self.quiet_until() {
+            Some(until) => deadline = deadline.min(until),
+            None => ports.extend(self.socket.as_ref().and_then(Socket::port)),
+        }
         if let Some(at) = self.supervisor.next_deadline() {
             deadline = deadline.min(Instant::from_ns(at));
         }
