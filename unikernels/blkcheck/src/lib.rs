@@ -19,7 +19,13 @@
 
 extern crate alloc;
 
+pub mod disk;
+pub mod histogram;
 pub mod image;
+pub mod model;
+pub mod options;
 pub mod random;
+pub mod report;
 pub mod sector;
 pub mod sequence;
+pub mod workload;
