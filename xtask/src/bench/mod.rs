@@ -1,4 +1,5 @@
 //! `cargo xtask bench`: figures with the machine they were taken on. They are never tests: noise of the host is part of them.
+mod blk;
 mod boot;
 mod plot;
 mod restart;
@@ -52,6 +53,24 @@ enum What {
     },
     /// Images, memory, lines of the hypervisor
     Size,
+    /// Disks: the driver domain against the same driver in a bare unikernel, stalls on kills, cost of a request, memory
+    Blk {
+        /// Runs of each workload on each side
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: u32,
+        /// Seconds of a run
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
+        seconds: u32,
+        /// Kills for the stalls
+        #[arg(long, default_value_t = 140)]
+        kills: u32,
+        /// Where the plot of the ratios goes
+        #[arg(long, default_value = "target/xenolith/blk.svg")]
+        plot: PathBuf,
+        /// Where the plot of the stalls goes
+        #[arg(long, default_value = "target/xenolith/blk-stall.svg")]
+        stall_plot: PathBuf,
+    },
     /// Throughput, and world switches and hypercalls per packet, in each direction and idle
     WorldSwitch {
         /// MiB per direction
@@ -111,8 +130,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let (text, json) = match &args.what {
         What::Restart { kills, how, load, plot } => {
             let figures = restart::measure(start()?, &system, *kills, how.as_deref(), *load)?;
-            plot::outages(plot, &figures.kills)?;
+            let points: Vec<_> = figures.kills.iter().map(|kill| (kill.how.clone(), kill.outage_ms)).collect();
+            plot::points(plot, "Longest time without a delivered packet, per kill", &points)?;
             (format!("{}plot: {}\n", figures.describe(), plot.display()), serde_json::to_value(figures)?)
+        }
+        What::Blk { rounds, seconds, kills, plot, stall_plot } => {
+            let figures = blk::measure(blk::Effort { rounds: *rounds, seconds: *seconds, kills: *kills })?;
+            plot::ratios(plot, &figures.rows)?;
+            plot::points(stall_plot, "Longest time without a completed request, per kill", &figures.all_stalls_ms)?;
+            let plots = format!("plots: {}, {}\n", plot.display(), stall_plot.display());
+            (figures.describe() + &plots, serde_json::to_value(figures)?)
         }
         What::Boot { runs } => {
             let figures = boot::measure(start, *runs)?;

@@ -33,6 +33,42 @@ pub fn arguments(
     bundle: &Path,
     folder: &Path,
 ) -> Vec<String> {
+    let mut args = board(machine, drives, lacks, kvm, folder);
+    let mut put = |words: &[&str]| args.extend(words.iter().map(ToString::to_string));
+    for com in [COM1, COM2] {
+        serial(com, folder, &mut put);
+    }
+    put(&["-kernel", &kernel.display().to_string(), "-initrd", &bundle.display().to_string()]);
+    let monitor = folder.join(MONITOR);
+    put(&["-chardev", &format!("socket,id={MONITOR},path={},server=off", monitor.display())]);
+    put(&["-mon", &format!("chardev={MONITOR},mode=control")]);
+    args
+}
+
+/// The command line of the same machine with one program and one serial line.
+pub fn bare_arguments(
+    machine: &Machine,
+    drives: &Drives,
+    lacks: &Lacks,
+    kvm: bool,
+    kernel: &Path,
+    module: &Path,
+    folder: &Path,
+) -> Vec<String> {
+    let mut args = board(machine, drives, lacks, kvm, folder);
+    let mut put = |words: &[&str]| args.extend(words.iter().map(ToString::to_string));
+    serial(COM1, folder, &mut put);
+    put(&["-kernel", &kernel.display().to_string(), "-initrd", &module.display().to_string()]);
+    args
+}
+
+fn serial(com: &str, folder: &Path, put: &mut impl FnMut(&[&str])) {
+    put(&["-chardev", &format!("socket,id={com},path={},server=off", folder.join(com).display())]);
+    put(&["-serial", &format!("chardev:{com}")]);
+}
+
+/// Processors, memory and devices.
+fn board(machine: &Machine, drives: &Drives, lacks: &Lacks, kvm: bool, folder: &Path) -> Vec<String> {
     let mut args: Vec<String> = Vec::new();
     let mut put = |words: &[&str]| args.extend(words.iter().map(ToString::to_string));
     let minus: String = lacks.features.iter().map(|feature| format!(",-{feature}")).collect();
@@ -58,14 +94,6 @@ pub fn arguments(
         put(&["-device", &format!("{},netdev=n{i},addr={address:#x},mac={}", nic.model, nic.mac)]);
     }
     disks(machine, drives, &mut put);
-    for com in [COM1, COM2] {
-        put(&["-chardev", &format!("socket,id={com},path={},server=off", folder.join(com).display())]);
-        put(&["-serial", &format!("chardev:{com}")]);
-    }
-    put(&["-kernel", &kernel.display().to_string(), "-initrd", &bundle.display().to_string()]);
-    let monitor = folder.join(MONITOR);
-    put(&["-chardev", &format!("socket,id={MONITOR},path={},server=off", monitor.display())]);
-    put(&["-mon", &format!("chardev={MONITOR},mode=control")]);
     args
 }
 
