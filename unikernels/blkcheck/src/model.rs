@@ -262,7 +262,8 @@ impl Model {
     #[must_use]
     pub fn unknown(&self, most: u32, align: u32) -> Option<(u64, u32)> {
         let align = align.max(1) as usize;
-        let from = self.settled.iter().position(|&g| g == ANY)? / align * align;
+        let from = self.settled.iter().position(|&g| g == ANY)?;
+        let from = from.saturating_sub(from.checked_rem(align).unwrap_or(0));
         let run = self.settled.iter().skip(from).take(most as usize).take_while(|&&g| g == ANY).count();
         let len = run.max(1).next_multiple_of(align).min(self.settled.len().saturating_sub(from));
         Some((self.first.saturating_add(from as u64), u32::try_from(len).ok()?))

@@ -85,8 +85,8 @@ fn a_missing_write_is_lost_and_a_part_of_it_torn() {
     let found = disk.judge(&mut ledger(), flushed, &[]);
     assert_eq!((found.lost, found.torn), (0, u64::from(gone.sectors) - 1));
     // Without the flush it need not be there.
-    let before_it = disk.steps.iter().filter_map(|s| if let Step::Flush(g) = s { Some(*g) } else { None });
-    let before_it = before_it.filter(|&g| g < gone.generation).next_back().unwrap_or(0);
+    let mut before_it = disk.steps.iter().filter_map(|s| if let Step::Flush(g) = s { Some(*g) } else { None });
+    let before_it = before_it.rfind(|&g| g < gone.generation).unwrap_or(0);
     let found = disk.judge(&mut ledger(), before_it, &[]);
     assert_eq!((found.lost, found.torn), (0, 0), "{found:?}");
 }

@@ -133,7 +133,7 @@ impl Workload {
         let align = info.align.max(1);
         let left = info.sectors.checked_sub(options.first).ok_or("first")?;
         let sectors = if options.sectors == 0 { left } else { options.sectors };
-        let size = (options.size / SECTOR_SIZE as u32).min(info.max_sectors);
+        let size = (options.size >> SECTOR_SIZE.ilog2()).min(info.max_sectors);
         let fits = |n: u64| n.is_multiple_of(u64::from(align));
         if sectors == 0 || sectors > left || !fits(sectors) || !fits(options.first) {
             return Err("sectors");
