@@ -203,6 +203,52 @@ fn list(domains: &[Domain]) -> String {
     table::format(&["id", "domain", "kind", "state", "restarts", "cause", "stopped", "serving", "memory", "why"], &rows)
 }
 
+/// Virtual disks, from what their backends publish; empty where there is none.
+fn vbds(all: &AllStats) -> String {
+    let mut rows = Vec::new();
+    for backend in &all.domains {
+        for (key, value) in backend.published.iter().filter_map(|(k, v)| Some((k.strip_prefix("vbd/")?, v.as_str()?))) {
+            let (frontend, device) = key.split_once('/').unwrap_or((key, ""));
+            let guest = all.domains.iter().find(|d| d.id.to_string() == frontend);
+            let frontend = guest.map_or(frontend, |d| d.name.as_str());
+            let word = |name: &str| value.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+            let counter = |name| word(name).unwrap_or("–").to_string();
+            let kib =
+                |name| word(name).and_then(|n| n.parse::<u64>().ok()).map_or("–".into(), |n| (n >> 10).to_string());
+            rows.push(vec![
+                backend.name.clone(),
+                frontend.to_string(),
+                device.to_string(),
+                counter("depth"),
+                counter("max_depth"),
+                kib("read_bytes"),
+                kib("written_bytes"),
+                counter("flushes"),
+                counter("errors"),
+                backend.restarts.to_string(),
+                counter("replayed"),
+            ]);
+        }
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    let head = [
+        "backend",
+        "guest",
+        "vbd",
+        "depth",
+        "most",
+        "read KiB",
+        "written KiB",
+        "flushes",
+        "errors",
+        "restarts",
+        "replayed",
+    ];
+    format!("\n{}", table::format(&head, &rows))
+}
+
 fn stats(all: &AllStats) -> String {
     let system = &all.system;
     let mut out = format!(
@@ -250,6 +296,7 @@ fn stats(all: &AllStats) -> String {
         ],
         &rows,
     ));
+    out.push_str(&vbds(all));
     for domain in all.domains.iter().filter(|d| !d.published.is_empty()) {
         out.push_str(&format!("\n{} publishes:\n", domain.name));
         for (key, value) in &domain.published {

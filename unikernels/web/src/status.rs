@@ -15,6 +15,17 @@ pub struct DomainStatus {
     pub fields: Vec<(String, String)>,
 }
 
+/// What a driver domain publishes about one drive or one virtual disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DiskStatus {
+    /// The driver domain's number.
+    pub backend: u32,
+    /// `drive/N`, `drive/N/model` or `vbd/FRONTEND/DEVICE`.
+    pub subject: String,
+    /// `name=number` words, or the model.
+    pub counters: String,
+}
+
 /// Everything the page shows but the throughput.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -24,6 +35,8 @@ pub struct Snapshot {
     pub addresses: Vec<String>,
     /// Domains by number.
     pub domains: Vec<DomainStatus>,
+    /// Drives and virtual disks.
+    pub disks: Vec<DiskStatus>,
     /// Last restarts, newest first, one line each.
     pub history: Vec<String>,
     /// Names this guest may crash.
@@ -81,6 +94,14 @@ pub fn json(snapshot: &Snapshot, throughput: &Throughput, uptime_ms: u64) -> Str
         }
         o.push('}');
     });
+    out.push_str(",\"disks\":");
+    json_list(&mut out, &snapshot.disks, |o, d| {
+        let _ = write!(o, "{{\"backend\":{},\"subject\":", d.backend);
+        json_string(o, &d.subject);
+        o.push_str(",\"counters\":");
+        json_string(o, &d.counters);
+        o.push('}');
+    });
     out.push_str(",\"tx\":");
     json_list(&mut out, throughput.samples(), |o, s| {
         let _ = write!(o, "{}", s.tx_bytes);
@@ -105,11 +126,19 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_is_an_object() {
+        let disk = DiskStatus { backend: 3, subject: "vbd/2/51712".into(), counters: "depth=1 \"".into() };
+        let out = json(&Snapshot { disks: Vec::from([disk]), ..Snapshot::default() }, &Throughput::default(), 5);
+        let disks = r#""disks":[{"backend":3,"subject":"vbd/2/51712","counters":"depth=1 \""}]"#;
+        assert!(out.contains(disks), "{out}");
+    }
+
+    #[test]
     fn an_empty_system_is_valid_json() {
         let out = json(&Snapshot::default(), &Throughput::default(), 5);
         assert_eq!(
             out,
-            r#"{"name":"","uptime_ms":5,"interval_ms":100,"addresses":[],"may_crash":[],"history":[],"domains":[],"tx":[],"rx":[]}"#
+            r#"{"name":"","uptime_ms":5,"interval_ms":100,"addresses":[],"may_crash":[],"history":[],"domains":[],"disks":[],"tx":[],"rx":[]}"#
         );
     }
 }

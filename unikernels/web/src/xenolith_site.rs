@@ -10,11 +10,13 @@ use libxenrt::{DomId, clock, log};
 use web::connection::Moved;
 use web::http::Refusal;
 use web::server::Site;
-use web::status::{self, DomainStatus, Snapshot};
+use web::status::{self, DiskStatus, DomainStatus, Snapshot};
 use web::throughput::Throughput;
 
 /// Token of the watch on `/xenolith`.
 const TOKEN: &str = "status";
+/// Token of the watches on what driver domains publish.
+const DISKS_TOKEN: &str = "disks";
 /// Domains and history lines shown; the store is another domain's, so they are bounded here.
 const SHOWN_MAX: usize = 64;
 
@@ -24,6 +26,9 @@ pub struct XenolithSite {
     domid: DomId,
     snapshot: Snapshot,
     changed: bool,
+    disks_changed: bool,
+    /// Driver domains whose counters are watched.
+    watched: Vec<u32>,
     throughput: Throughput,
 }
 
@@ -37,7 +42,15 @@ impl XenolithSite {
         let rights = store.read_opt(Transaction::NONE, &format!("/xenolith/right/{domid}/crash"))?.unwrap_or_default();
         let may_crash = rights.split_whitespace().map(String::from).collect();
         let snapshot = Snapshot { name, may_crash, ..Snapshot::default() };
-        Ok(Self { store, domid, snapshot, changed: true, throughput: Throughput::default() })
+        Ok(Self {
+            store,
+            domid,
+            snapshot,
+            changed: true,
+            disks_changed: false,
+            watched: Vec::new(),
+            throughput: Throughput::default(),
+        })
     }
 
     /// The store, for the loop to wait on and to publish statistics in.
@@ -50,6 +63,7 @@ impl XenolithSite {
         loop {
             match self.store.next_event() {
                 Ok(Some(event)) if event.token == TOKEN => self.changed = true,
+                Ok(Some(event)) if event.token == DISKS_TOKEN => self.disks_changed = true,
                 Ok(Some(event)) => {
                     if let Err(e) = netfront.store_event(&mut self.store, &event) {
                         log::error!("vif 0: {e:?}");
@@ -86,8 +100,54 @@ impl XenolithSite {
         }
         domains.sort_by_key(|d| d.domid);
         self.snapshot.domains = domains;
+        for domid in self.drivers() {
+            if !self.watched.contains(&domid) {
+                self.store.watch(&stats_of(domid), DISKS_TOKEN)?;
+                self.watched.push(domid);
+            }
+        }
         Ok(())
     }
+
+    fn drivers(&self) -> Vec<u32> {
+        let driver = |d: &&DomainStatus| d.fields.iter().any(|(key, value)| key == "kind" && value == "driver");
+        self.snapshot.domains.iter().filter(driver).map(|d| d.domid).collect()
+    }
+
+    /// Reads what driver domains publish of drives and virtual disks, one round trip a level.
+    fn refresh_disks(&mut self) -> Result<(), StoreError> {
+        let mut places: Vec<(u32, String)> = Vec::new();
+        for backend in self.drivers() {
+            places.extend(["drive", "vbd"].map(|kind| (backend, String::from(kind))));
+        }
+        let (drives, frontends): (Vec<_>, Vec<_>) =
+            self.below(&places)?.into_iter().partition(|(_, subject)| subject.starts_with("drive/"));
+        let models = drives.iter().map(|(backend, subject)| (*backend, format!("{subject}/model")));
+        let mut subjects: Vec<_> = models.chain(drives.iter().cloned()).collect();
+        subjects.extend(self.below(&frontends)?);
+        let paths: Vec<String> = subjects.iter().map(|(b, subject)| format!("{}/{subject}", stats_of(*b))).collect();
+        let values = self.store.read_many(&paths)?;
+        let found = subjects.into_iter().zip(values);
+        self.snapshot.disks = found
+            .filter_map(|((backend, subject), value)| Some(DiskStatus { backend, subject, counters: value? }))
+            .collect();
+        Ok(())
+    }
+
+    /// The children of subjects, with the subjects' names before theirs.
+    fn below(&mut self, subjects: &[(u32, String)]) -> Result<Vec<(u32, String)>, StoreError> {
+        let paths: Vec<String> = subjects.iter().map(|(b, subject)| format!("{}/{subject}", stats_of(*b))).collect();
+        let lists = self.store.directory_many(&paths)?;
+        let all = subjects.iter().zip(lists);
+        let named =
+            all.flat_map(|((b, subject), names)| names.into_iter().map(move |n| (*b, format!("{subject}/{n}"))));
+        Ok(named.take(SHOWN_MAX).collect())
+    }
+}
+
+/// Where a domain publishes its counters.
+fn stats_of(domid: u32) -> String {
+    format!("/local/domain/{domid}/stats")
 }
 
 impl Site for XenolithSite {
@@ -97,6 +157,12 @@ impl Site for XenolithSite {
         {
             log::warn!("status not refreshed: {e:?}");
             self.changed = true;
+        }
+        if core::mem::take(&mut self.disks_changed)
+            && let Err(e) = self.refresh_disks()
+        {
+            log::warn!("disks not refreshed: {e:?}");
+            self.disks_changed = true;
         }
         let now = clock::now().as_millis();
         self.throughput.advance(now);
