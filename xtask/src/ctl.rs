@@ -3,6 +3,7 @@
 use crate::machine::control::Control;
 use crate::machine::crash::KINDS;
 use crate::machine::protocol::{AllStats, Death, Domain};
+use crate::terminal::{Terminal, until_detach};
 use crate::{machine, table};
 use anyhow::{Context, Result};
 use clap::Subcommand;
@@ -34,7 +35,7 @@ enum Command {
         #[arg(default_value = "hypervisor")]
         domain: String,
     },
-    /// Follow a domain's console (ends with Ctrl-C)
+    /// Follow a domain's console; on a terminal, what is typed goes to it until Ctrl-]
     Console {
         /// Domain
         domain: String,
@@ -340,9 +341,32 @@ fn log(control: &Control, domain: &str) -> Result<ExitCode> {
 
 fn follow(control: &Control, request: &Value, json: bool) -> Result<ExitCode> {
     control.request(request)?;
+    let terminal = if json { None } else { Terminal::raw() };
+    if terminal.is_some() {
+        eprint!("attached to {}; Ctrl-] detaches\r\n", request["dom"].as_str().unwrap_or_default());
+    }
+    let mut refused = false;
     let mut seen = 0;
     while !crate::signals::stop() {
-        let Some((_, event)) = control.event(seen, Duration::from_millis(200), |_| true) else {
+        if let Some(terminal) = &terminal {
+            let typed = terminal.typed(Duration::from_millis(10));
+            let (typed, detach) = until_detach(&typed);
+            if !typed.is_empty() && !refused {
+                let text = String::from_utf8_lossy(typed);
+                let input = json!({ "cmd": "input", "dom": request["dom"], "text": text });
+                if let Err(error) = control.request(&input) {
+                    // Said once: a domain without a console of this kind can still be read.
+                    eprint!("{error:#}\r\n");
+                    refused = true;
+                }
+            }
+            if detach {
+                eprint!("\r\ndetached\r\n");
+                break;
+            }
+        }
+        let patience = Duration::from_millis(if terminal.is_some() { 10 } else { 200 });
+        let Some((_, event)) = control.event(seen, patience, |_| true) else {
             if control.closed() {
                 break;
             }

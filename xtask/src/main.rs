@@ -19,6 +19,7 @@ mod run;
 mod setup;
 mod signals;
 mod table;
+mod terminal;
 mod test;
 mod units;
 

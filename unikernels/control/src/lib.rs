@@ -27,4 +27,5 @@ pub mod report;
 pub mod rights;
 pub mod store;
 pub mod supervisor;
+pub mod terminal;
 pub mod uart;

@@ -79,6 +79,7 @@ pub enum Command {
     Stats,
     Log { dom: Target, seq: u64, max: u32 },
     Console { dom: Target, follow: bool, seq: u64 },
+    Input { dom: Target, text: String },
     Restart { dom: Target },
     Crash { dom: Target, crash: Crash },
     Shutdown { dom: Target },
@@ -178,6 +179,7 @@ fn command(mut keys: Keys) -> Result<Command, String> {
             follow: optional(k, "follow", flag)?.unwrap_or(true),
             seq: optional(k, "seq", number)?.unwrap_or(0),
         },
+        "input" => Command::Input { dom: required(k, "dom", domain)?, text: required(k, "text", text)? },
         "restart" => Command::Restart { dom: required(k, "dom", domain)? },
         "crash" => {
             let (dom, how) = (required(k, "dom", domain)?, required(k, "how", text)?);
@@ -306,6 +308,10 @@ mod tests {
             (
                 r#"{"cmd":"crash","dom":"netback","how":"dma","count":7}"#,
                 Command::Crash { dom: netback(), crash: Crash { kind: "dma", count: 7 } },
+            ),
+            (
+                r#"{"cmd":"input","dom":"netback","text":"ls\u0003\n"}"#,
+                Command::Input { dom: netback(), text: "ls\u{3}\n".into() },
             ),
             (r#"{"cmd":"shutdown","dom":"netback"}"#, Command::Shutdown { dom: netback() }),
             (r#"{"cmd":"unpause","dom":"netback"}"#, Command::Pause { dom: netback(), on: false }),

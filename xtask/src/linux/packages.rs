@@ -23,8 +23,6 @@ fn folder() -> PathBuf {
 /// A stock kernel.
 #[derive(Clone, Debug)]
 pub struct Kernel {
-    /// Its package, with the version in the name.
-    pub package: String,
     /// The bzImage.
     pub image: PathBuf,
     /// Its modules' folder.
@@ -57,7 +55,7 @@ impl Kernel {
             .map(|folder| folder.join(version))
             .find(|folder| folder.exists())
             .with_context(|| format!("package {package} has no modules of version {version}"))?;
-        Ok(Self { package, image, modules })
+        Ok(Self { image, modules })
     }
 
     /// Its modules.

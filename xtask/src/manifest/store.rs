@@ -39,8 +39,14 @@ pub fn compile(system: &System) -> String {
         out.put(&home, &theirs, "");
         out.put(&format!("{home}/name"), &theirs, &domain.name);
         out.put(&format!("{home}/domid"), &theirs, n);
-        out.put(&format!("{home}/control"), &theirs, "");
+        // Linux tells there which shutdowns it understands.
+        let control = if domain.linux.is_some() { format!("n0,b{n}") } else { theirs.clone() };
+        out.put(&format!("{home}/control"), &control, "");
         out.put(&format!("{home}/device"), &theirs, "");
+        if domain.linux.is_some() {
+            // It has a console ring that control serves.
+            out.put(&format!("{home}/console"), &theirs, "");
+        }
         out.put(&format!("{home}/stats"), &format!("r{n}"), "");
         if domain.role == super::Role::Driver {
             out.put(&format!("{home}/backend"), &format!("n{n}"), "");

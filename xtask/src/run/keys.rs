@@ -5,43 +5,10 @@ use crate::machine::Machine;
 use crate::machine::crash::KINDS;
 use crate::manifest::System;
 use crate::signals;
+use crate::terminal::Terminal;
 use anyhow::Result;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use serde_json::json;
-use std::io::{IsTerminal, Read, stdin};
 use std::process::ExitCode;
-
-/// The terminal without line editing and echo, until this is dropped.
-struct Raw(Termios);
-
-impl Raw {
-    fn new() -> Option<Self> {
-        let before = tcgetattr(stdin()).ok().filter(|_| stdin().is_terminal())?;
-        let mut raw = before.clone();
-        raw.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO);
-        tcsetattr(stdin(), OptionalActions::Now, &raw).ok()?;
-        Some(Self(before))
-    }
-
-    /// A key, if one comes within a tenth of a second.
-    fn key(&self) -> Option<u8> {
-        let input = stdin();
-        let mut fds = [PollFd::new(&input, PollFlags::IN)];
-        let nap = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-        if !matches!(poll(&mut fds, Some(&nap)), Ok(n) if n > 0) {
-            return None;
-        }
-        let mut byte = [0];
-        (input.lock().read(&mut byte).ok()? == 1).then_some(byte[0])
-    }
-}
-
-impl Drop for Raw {
-    fn drop(&mut self) {
-        let _ = tcsetattr(stdin(), OptionalActions::Now, &self.0);
-    }
-}
 
 const HELP: &str = "keys: c = crash the driver, r = restart it, s = domains, q = quit";
 
@@ -50,7 +17,7 @@ const HELP: &str = "keys: c = crash the driver, r = restart it, s = domains, q =
 /// # Errors
 /// Of the emulator.
 pub fn until_end(machine: &mut Machine, system: &System, printer: &Printer) -> Result<ExitCode> {
-    let raw = Raw::new();
+    let raw = Terminal::keys();
     if raw.is_some() {
         printer.say(HELP);
     }
@@ -72,7 +39,7 @@ pub fn until_end(machine: &mut Machine, system: &System, printer: &Printer) -> R
             std::thread::sleep(std::time::Duration::from_millis(50));
             continue;
         };
-        let Some(key) = raw.key() else { continue };
+        let Some(&key) = raw.typed(std::time::Duration::from_millis(100)).first() else { continue };
         let driver = super::driver(system).ok();
         match (choosing, key, driver) {
             (true, b'1'..=b'7', Some(driver)) => {

@@ -116,7 +116,8 @@ impl Control {
         self.ensure(&format!("/local/domain/{domid}"), &format!("n0,r{domid}"));
         self.ensure(&format!("/local/domain/{domid}/control/serving"), &format!("n{domid}"));
         let kind = self.read(&format!("/xenolith/domain/{domid}/kind"));
-        self.links.push(Link::new(domid, name, kind.map_or(Kind::Guest, |k| Kind::parse(&k))));
+        let console = self.read(&format!("/local/domain/{domid}/console")).is_some();
+        self.links.push(Link::new(domid, name, kind.map_or(Kind::Guest, |k| Kind::parse(&k)), console));
         log::debug!("domain {domid} found at {} us", clock::now().as_micros());
     }
 

@@ -2,6 +2,7 @@
 
 use super::Control;
 use super::boot::dom_info;
+use super::link::Link;
 use super::socket::Follow;
 use abi::xenolith::{DomOp, Info, state};
 use alloc::format;
@@ -11,6 +12,7 @@ use control::json::Object;
 use control::protocol::{self, Command, REPLY_MAX, Request, Target};
 use control::report;
 use control::rights::Crash;
+use control::terminal::INPUT_MAX;
 use libxenrt::hypercall;
 use libxenrt::{DomId, Errno, clock, log, memory};
 use xenstore::Path;
@@ -41,6 +43,7 @@ impl Control {
             Command::Stats => self.stats(id),
             Command::Log { dom, seq, max } => self.log(id, dom, *seq, *max),
             Command::Console { dom, follow, seq } => self.console(id, dom, *follow, *seq),
+            Command::Input { dom, text } => self.input(id, dom, text),
             Command::Restart { dom } => self.order_restart(id, dom),
             Command::Crash { dom, crash } => self.crash(id, dom, *crash),
             Command::Shutdown { dom } => self.shutdown(id, dom),
@@ -168,8 +171,7 @@ impl Control {
     fn log(&self, id: &str, target: &Target, seq: u64, max: u32) -> Reply {
         let (domid, name) = self.target(target)?;
         let mut buffer = alloc::vec![0; max as usize];
-        let (first, len) =
-            hypercall::console_read(domid, seq, &mut buffer).map_err(|e| format!("log of {name}: {e}"))?;
+        let (first, len) = self.console_bytes(domid, seq, &mut buffer).map_err(|e| format!("log of {name}: {e}"))?;
         let text = String::from_utf8_lossy(buffer.get(..len).unwrap_or_default());
         Ok(protocol::ok(id, |o| {
             o.text("dom", &name)
@@ -186,6 +188,19 @@ impl Control {
         }
         Ok(protocol::ok(id, |o| {
             o.text("dom", &name).flag("following", on);
+        }))
+    }
+
+    fn input(&mut self, id: &str, target: &Target, text: &str) -> Reply {
+        let (domid, name) = self.victim(target)?;
+        let link = self.links.iter_mut().find(|l| l.domid == domid);
+        let terminal =
+            link.and_then(Link::terminal).ok_or_else(|| format!("{name} has no console that takes input"))?;
+        if !terminal.type_in(text.as_bytes()) {
+            return Err(format!("{name} does not read its console; {INPUT_MAX} bytes wait already"));
+        }
+        Ok(protocol::ok(id, |o| {
+            o.text("dom", &name).number("bytes", text.len() as u64);
         }))
     }
 

@@ -1,22 +1,28 @@
-//! What binds this domain to one other: its store page, its store port, its connection.
+//! What binds this domain to one other: its store page and port with its connection, and, where the manifest gives it a
+//! console ring, that page and port.
 
 use abi::{GrantRef, hvm};
 use alloc::string::String;
 use control::connection::Connection;
 use control::report::Kind;
 use control::store::Store;
+use control::terminal::Terminal;
 use libxenrt::event::Event;
 use libxenrt::grant::{self, Access, GrantError};
 use libxenrt::{DomId, Errno, EvtchnPort, SharedPage, hypercall, log};
 
 /// The reserved grant through which every domain offers its store page (`docs/architecture.md`, "Boot").
 const STORE_GRANT: GrantRef = GrantRef(1);
+/// The same for the console page.
+const CONSOLE_GRANT: GrantRef = GrantRef(0);
 
 /// The page and port of one instance of a domain.
 struct Attached {
     page: SharedPage,
     event: Event,
     connection: Connection,
+    /// Console page and port, for a domain with a console ring.
+    console: Option<(SharedPage, Event)>,
 }
 
 /// One domain.
@@ -25,7 +31,20 @@ pub struct Link {
     pub name: String,
     pub kind: Kind,
     attached: Option<Attached>,
+    terminal: Option<Terminal>,
     again: bool,
+}
+
+/// A domain's console from number `seq` on: of its ring, or, as long as that is silent, what it told the hypervisor.
+///
+/// # Errors
+/// The hypervisor's.
+pub fn console_bytes(links: &[Link], domid: DomId, seq: u64, buffer: &mut [u8]) -> Result<(u64, usize), Errno> {
+    let terminal = links.iter().find(|l| l.domid == domid).and_then(|l| l.terminal.as_ref());
+    match terminal.filter(|terminal| terminal.spoke()) {
+        Some(terminal) => Ok(terminal.read(seq, buffer)),
+        None => hypercall::console_read(domid, seq, buffer),
+    }
 }
 
 /// Why a domain's store could not be attached.
@@ -40,25 +59,32 @@ pub enum AttachError {
 impl core::fmt::Display for AttachError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
-            Self::Param(e) => write!(f, "HVM_PARAM_STORE_EVTCHN: {e}"),
-            Self::NoPort => f.write_str("it has no store port"),
-            Self::Map(e) => write!(f, "grant {STORE_GRANT}: {e:?}"),
-            Self::Bind(e) => write!(f, "binding its store port: {e}"),
+            Self::Param(e) => write!(f, "the HVM parameter of its port: {e}"),
+            Self::NoPort => f.write_str("it has no port"),
+            Self::Map(e) => write!(f, "its grant: {e:?}"),
+            Self::Bind(e) => write!(f, "binding its port: {e}"),
         }
     }
 }
 
 impl Link {
-    pub const fn new(domid: DomId, name: String, kind: Kind) -> Self {
-        Self { domid, name, kind, attached: None, again: false }
+    pub fn new(domid: DomId, name: String, kind: Kind, console: bool) -> Self {
+        Self { domid, name, kind, attached: None, terminal: console.then(Terminal::default), again: false }
+    }
+
+    /// Its console, if it has a ring for it.
+    pub const fn terminal(&mut self) -> Option<&mut Terminal> {
+        self.again = true;
+        self.terminal.as_mut()
     }
 
     pub const fn is_attached(&self) -> bool {
         self.attached.is_some()
     }
 
-    pub fn port(&self) -> Option<EvtchnPort> {
-        self.attached.as_ref().map(|a| a.event.port())
+    pub fn ports(&self) -> impl Iterator<Item = EvtchnPort> {
+        let console = |a: &Attached| a.console.as_ref().map(|(_, event)| event.port());
+        self.attached.iter().flat_map(move |a| [Some(a.event.port()), console(a)]).flatten()
     }
 
     /// Lets go of the instance that is gone; its session ends, its nodes stay.
@@ -74,23 +100,36 @@ impl Link {
     /// See [`AttachError`]; the domain is then without a store.
     pub fn attach(&mut self, store: &mut Store) -> Result<(), AttachError> {
         self.detach(store);
-        let mut param = hvm::HvmParam { domid: self.domid, pad: 0, index: hvm::PARAM_STORE_EVTCHN, value: 0 };
-        hypercall::hvm_get_param(&mut param).map_err(AttachError::Param)?;
-        let port = u32::try_from(param.value).ok().filter(|&p| p != 0).ok_or(AttachError::NoPort)?;
-        let page = grant::map(self.domid, STORE_GRANT, Access::ReadWrite).map_err(AttachError::Map)?;
-        let event = Event::bind_interdomain(self.domid, EvtchnPort(port)).map_err(AttachError::Bind)?;
+        let (page, event) = self.open(hvm::PARAM_STORE_EVTCHN, STORE_GRANT)?;
         let connection = Connection::attach(self.domid, &page, store);
-        self.attached = Some(Attached { page, event, connection });
+        let console = self.terminal.is_some().then(|| self.open(hvm::PARAM_CONSOLE_EVTCHN, CONSOLE_GRANT));
+        // A domain is served without its console rather than not at all.
+        let console = console.and_then(|it| it.inspect_err(|e| log::warn!("{}: no console: {e}", self.name)).ok());
+        if let Some(terminal) = &mut self.terminal {
+            terminal.restarted();
+        }
+        self.attached = Some(Attached { page, event, connection, console });
         // What the instance wrote before it could notify us is served now.
         self.again = true;
         Ok(())
+    }
+
+    /// Maps one of its special pages and binds the port that goes with it.
+    fn open(&self, param: u32, grant: GrantRef) -> Result<(SharedPage, Event), AttachError> {
+        let mut param = hvm::HvmParam { domid: self.domid, pad: 0, index: param, value: 0 };
+        hypercall::hvm_get_param(&mut param).map_err(AttachError::Param)?;
+        let port = u32::try_from(param.value).ok().filter(|&p| p != 0).ok_or(AttachError::NoPort)?;
+        let page = grant::map(self.domid, grant, Access::ReadWrite).map_err(AttachError::Map)?;
+        let event = Event::bind_interdomain(self.domid, EvtchnPort(port)).map_err(AttachError::Bind)?;
+        Ok((page, event))
     }
 
     /// Whether a turn would do something.
     pub fn wants_turn(&self, store: &Store) -> bool {
         self.attached.as_ref().is_some_and(|a| {
             let events = store.has_events(self.domid) && !a.connection.is_blocked();
-            self.again || a.event.is_pending() || events
+            let console = a.console.as_ref().is_some_and(|(_, event)| event.is_pending());
+            self.again || a.event.is_pending() || events || console
         })
     }
 
@@ -99,7 +138,15 @@ impl Link {
         if !self.wants_turn(store) {
             return false;
         }
-        let Some(Attached { page, event, connection }) = &mut self.attached else { return false };
+        let Some(Attached { page, event, connection, console }) = &mut self.attached else { return false };
+        if let (Some((page, event)), Some(terminal)) = (console, &mut self.terminal) {
+            event.take_pending();
+            if terminal.turn(page)
+                && let Err(e) = event.notify()
+            {
+                log::debug!("{}: notifying its console failed: {e}", self.name);
+            }
+        }
         event.take_pending();
         let turn = connection.turn(page, store);
         self.again = turn.again;

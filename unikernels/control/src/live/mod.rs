@@ -18,7 +18,7 @@ use core::time::Duration;
 use later::Later;
 use libxenrt::event::{self, Event};
 use libxenrt::watchdog::Watchdog;
-use libxenrt::{DomId, EvtchnPort, Instant, clock, log};
+use libxenrt::{DomId, Errno, EvtchnPort, Instant, clock, log};
 use link::Link;
 use socket::Socket;
 
@@ -117,7 +117,7 @@ impl Control {
     }
 
     fn wait(&self, tick: Instant) {
-        let mut ports: Vec<EvtchnPort> = self.links.iter().filter_map(Link::port).collect();
+        let mut ports: Vec<EvtchnPort> = self.links.iter().flat_map(Link::ports).collect();
         ports.extend(self.dom_exc.as_ref().map(Event::port));
         let mut deadline = tick;
         match self.quiet_until() {
@@ -135,6 +135,11 @@ impl Control {
             log::warn!("poll of {} ports refused: {e}", ports.len());
             clock::sleep_until(clock::now() + FOLLOW);
         }
+    }
+
+    /// See [`link::console_bytes`].
+    fn console_bytes(&self, domid: DomId, seq: u64, buffer: &mut [u8]) -> Result<(u64, usize), Errno> {
+        link::console_bytes(&self.links, domid, seq, buffer)
     }
 
     fn name(&self, domid: DomId) -> &str {

@@ -189,7 +189,7 @@ impl Control {
     }
 
     fn follow_console(&mut self) {
-        let Some(socket) = &mut self.socket else { return };
+        let Self { socket: Some(socket), links, .. } = self else { return };
         let now = clock::now();
         let Some(follow) = socket.follow.as_mut().filter(|f| f.next <= now) else { return };
         follow.next = now + FOLLOW;
@@ -198,7 +198,7 @@ impl Control {
         if !socket.uart.has_room(buffer.len() * 6) {
             return;
         }
-        match hypercall::console_read(follow.domid, follow.seq, &mut buffer) {
+        match super::link::console_bytes(links, follow.domid, follow.seq, &mut buffer) {
             Ok((_, 0)) => {}
             Ok((first, len)) => {
                 let text = String::from_utf8_lossy(buffer.get(..len).unwrap_or_default());
