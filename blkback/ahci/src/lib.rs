@@ -265,7 +265,7 @@ impl<M: Mmio, D: DmaMemory, C: Clock> Disks for Ahci<M, D, C> {
         self.each(|port, hw| {
             let depth = port.identity.as_ref().map_or(0, |id| Port::depth(hw, id));
             port.slots = Slots::new(depth);
-            port.begin(hw, was.busy >> port.index & 1 != 0)
+            port.begin(hw, was.busy >> port.index & 1 != 0, was.reset)
         });
         self.settle();
         let enabled = core::mem::take(&mut self.enabled);

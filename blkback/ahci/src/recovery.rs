@@ -15,6 +15,8 @@
 //!
 //! A queued error is told by log 10h, so that exactly one command fails. Where there is no log (QEMU), or it cannot be true, the
 //! commands that were in flight are tried one by one.
+//!
+//! It is long because the steps are one machine: each may end in any other.
 
 use crate::fis::{self, Data};
 use crate::identify::{Identity, Refusal};
@@ -82,6 +84,8 @@ pub struct Plan {
     identify: bool,
     /// Read the queued error log: these were in flight.
     log: u32,
+    /// Status and error when it began.
+    told: (u8, u8),
     /// The drive is given up as soon as the port has stopped.
     give_up: bool,
 }
@@ -176,16 +180,18 @@ impl Port {
         }
     }
 
-    /// Begins with a port that is stopped and of which nothing is known; `interrupted` commands were in flight there.
+    /// Begins with a port that is stopped and of which nothing is known. `interrupted`: the drive may still have commands;
+    /// `link_expected`: the link was just reset.
     pub(crate) fn begin<M: Mmio, D: DmaMemory, C: Clock>(
         &mut self,
         hw: &Hw<M, D, C>,
         interrupted: bool,
+        link_expected: bool,
     ) -> Result<(), Fault> {
         let reset = if interrupted { Reset::Soft } else { Reset::Port };
         self.plan = Plan { reset, reset_due: interrupted, identify: true, ..Plan::default() };
         self.unserved = None;
-        let mut wait = false;
+        let mut wait = link_expected;
         // A predecessor may have died while it held COMRESET, and with staggered spin-up the drive waits to be told (10.1.1).
         let control = hw.read(self.index, regs::PXSCTL);
         if control & regs::SCTL_DET != 0 {
@@ -201,7 +207,7 @@ impl Port {
         match Link::of(hw.read(self.index, regs::PXSSTS)) {
             Link::Up => {}
             Link::Down if !wait => {
-                self.empty(hw);
+                self.gone(hw, None);
                 return Ok(());
             }
             Link::Down | Link::Coming => {
@@ -218,7 +224,7 @@ impl Port {
         hw.write(self.index, regs::PXSERR, u32::MAX);
         match Link::of(hw.read(self.index, regs::PXSSTS)) {
             Link::Down => Ok(()),
-            _ => self.begin(hw, false),
+            _ => self.begin(hw, false, true),
         }
     }
 
@@ -238,12 +244,15 @@ impl Port {
         }
         let told = IoError::Device { status, error };
         let issued = self.slots.issued();
-        self.plan = Plan::default();
+        self.plan = Plan { told: (status, error), ..Plan::default() };
         match cause {
-            Cause::TaskFile if self.slots.leader().is_some() || issued.count_ones() == 1 => {
+            Cause::TaskFile if self.slots.leader().is_some() => self.slots.fail(issued, told),
+            // After a queued error a drive takes nothing but a read of its log, or a reset (SATA 13.6.2).
+            Cause::TaskFile if self.identity.is_some_and(|id| id.logs) => self.plan.log = issued,
+            Cause::TaskFile if issued.count_ones() == 1 => {
+                self.plan.reset = Reset::Soft;
                 self.slots.fail(issued, told);
             }
-            Cause::TaskFile if self.identity.is_some_and(|id| id.logs) => self.plan.log = issued,
             Cause::TaskFile => {
                 self.plan.reset = Reset::Soft;
                 self.slots.doubt(issued, MAX_DOUBTS, told);
@@ -413,8 +422,9 @@ impl Port {
     fn try_ready<M: Mmio, D: DmaMemory, C: Clock>(&mut self, hw: &Hw<M, D, C>, over: bool) {
         if !busy(hw.read(self.index, regs::PXTFD)) {
             self.engage(hw);
-        } else if self.plan.reset == Reset::Soft && self.plan.reset_due {
-            // A busy drive cannot be given the FIS without this (10.4.1).
+        } else if self.plan.reset == Reset::Soft && self.plan.reset_due && hw.read(self.index, regs::PXSIG) != u32::MAX
+        {
+            // Without a signature it is busy because it comes out of a reset. Otherwise: a busy drive cannot be given the FIS without this (10.4.1).
             if hw.can(Cap::SCLO) {
                 self.command(hw, PortCmd::empty(), PortCmd::CLO);
                 self.enter(hw, Step::Override, OVERRIDE_US);
@@ -458,7 +468,8 @@ impl Port {
             self.own_command(hw, &fis::read_error_log(), Data::In, Step::ErrorLog, OWN_COMMAND_US);
         } else {
             // A reset has cleared the log.
-            self.slots.suspect(self.plan.log);
+            let flying = core::mem::take(&mut self.plan.log);
+            self.unnamed(flying);
             self.run(hw);
         }
     }
@@ -517,10 +528,20 @@ impl Port {
                 self.run(hw);
             }
             None => {
-                self.slots.suspect(flying);
+                self.unnamed(flying);
                 self.escalate(hw);
             }
         }
+    }
+
+    /// One of these failed, and the log does not say which.
+    fn unnamed(&mut self, flying: u32) {
+        if let (1, Some(slot)) = (flying.count_ones(), each(flying).next()) {
+            // There is no other it could have been.
+            let (status, error) = self.plan.told;
+            self.slots.fail_waiting(slot, IoError::Device { status, error });
+        }
+        self.slots.suspect(flying);
     }
 
     fn identified<M: Mmio, D: DmaMemory, C: Clock>(&mut self, hw: &Hw<M, D, C>, data: Option<[u32; 128]>) {

@@ -38,8 +38,10 @@ fn poll_us<C: Clock>(clock: &C, timeout_us: u64, mut done: impl FnMut() -> bool)
 pub(crate) struct Found {
     /// Ports implemented.
     pub ports: u32,
-    /// Commands were in flight there.
+    /// The drive may have commands: some were in flight, or the port was stopped by somebody who may have died before he reset it.
     pub busy: u32,
+    /// The controller was reset.
+    pub reset: bool,
 }
 
 fn ports_of(mask: u32) -> impl Iterator<Item = u8> {
@@ -72,7 +74,7 @@ pub(crate) fn stop_all<M: Mmio, C: Clock>(mmio: &M, clock: &C) -> Result<Found, 
     for port in ports_of(ports) {
         mmio.write32(regs::port(port, regs::PXIE), 0);
         let in_flight = read(port, regs::PXSACT) | read(port, regs::PXCI);
-        if in_flight != 0 {
+        if in_flight != 0 || read(port, regs::PXCMD) & PortCmd::ST.bits() == 0 {
             busy |= 1u32.wrapping_shl(u32::from(port));
         }
         clear(port, PortCmd::ST);
@@ -85,7 +87,7 @@ pub(crate) fn stop_all<M: Mmio, C: Clock>(mmio: &M, clock: &C) -> Result<Found, 
     if !quiet {
         reset_controller(mmio, clock)?;
     }
-    Ok(Found { ports, busy })
+    Ok(Found { ports, busy, reset: !quiet })
 }
 
 /// Takes the controller from the BIOS (10.6.3).
@@ -150,7 +152,7 @@ impl<M: Mmio, C: Clock> Stopped<M, C> {
         let ports = ports_of(found.ports).zip(0..).map(|(index, place)| Port::new(index, DriveId(place))).collect();
         let mut ahci = Ahci { hw, ports, fault: None, enabled: false, turn: 0, resets_in_row: 0 };
         share_memory(&ahci.hw, &mut ahci.ports);
-        ahci.each(|port, hw| port.begin(hw, found.busy >> port.index & 1 != 0));
+        ahci.each(|port, hw| port.begin(hw, found.busy >> port.index & 1 != 0, found.reset));
         ahci.settle();
         if ahci.fault() == Some(blkback::disk::Fault::Gone) {
             return Err(ResetError::Gone);
