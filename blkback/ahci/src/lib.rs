@@ -27,11 +27,15 @@ extern crate alloc;
 pub mod fis;
 pub mod identify;
 pub mod memory;
+#[cfg(any(test, feature = "model"))]
+pub mod model;
 pub mod port;
 pub mod recovery;
 pub mod regs;
 pub mod slots;
 pub mod start;
+#[cfg(test)]
+mod tests;
 
 use alloc::vec::Vec;
 use blkback::disk::{

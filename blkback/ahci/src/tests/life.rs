@@ -1,0 +1,153 @@
+use super::*;
+use crate::{MAX_RESETS, Unserved};
+use blkback::disk::{Clock, Fault, ResetError};
+
+#[test]
+fn a_restart_over_commands_in_flight_takes_a_millisecond_and_no_link_reset() {
+    for setup in setups() {
+        let drive = DriveSetup { latency_us: 400, ..DriveSetup::default() };
+        let (model, mut dead) = one(setup, drive);
+        dead.interrupts_enable(true);
+        for i in 0..32 {
+            submit(&mut dead, Op::Write { fua: false }, u64::from(i) * 8, i);
+        }
+        dead.kick();
+        drop(dead);
+        // Buffers and command lists belong to somebody else now.
+        model.set_master(false);
+        let from = model.now_us();
+        let stopped = Stopped::stop(model.clone(), model.clone()).unwrap();
+        assert!(!model.line());
+        model.set_master(true);
+        let mut d = stopped.start(model.clone(), Config::default()).unwrap();
+        submit(&mut d, Op::Read, 0, 1);
+        d.kick();
+        let took = model.now_us() - from;
+        assert!(took < 2_000, "{took} us");
+        assert_eq!(model.drive(0, |d| d.resets), (2, 0), "at each start by FIS, not by link");
+        assert_eq!(run(&model, &mut d, 1), [(1, Ok(()))]);
+        assert!(model.refused().is_empty(), "nothing of the dead one was read");
+    }
+}
+
+#[test]
+fn a_restart_over_a_command_that_is_not_queued_works_as_well() {
+    for setup in setups() {
+        let (model, mut dead) = one(setup, DriveSetup { queue_depth: 0, ..DriveSetup::default() });
+        model.stick_sector(0, 0, 1);
+        submit(&mut dead, Op::Read, 0, 0);
+        dead.kick();
+        drop(dead);
+        let from = model.now_us();
+        let mut d = start(&model);
+        submit(&mut d, Op::Read, 0, 1);
+        d.kick();
+        assert!(model.now_us() - from < 5_000);
+        assert_eq!(run(&model, &mut d, 1), [(1, Ok(()))]);
+    }
+}
+
+#[test]
+fn an_idle_restart_resets_nothing() {
+    for setup in setups() {
+        let (model, dead) = one(setup, DriveSetup::default());
+        drop(dead);
+        let before = model.drive(0, |d| d.resets);
+        let d = start(&model);
+        assert!(d.info(D0).is_some());
+        assert_eq!((model.drive(0, |d| d.resets), model.resets()), (before, 0));
+    }
+}
+
+#[test]
+fn a_predecessor_that_died_holding_comreset_is_no_problem() {
+    let (model, dead) = one(Setup::default(), DriveSetup::default());
+    drop(dead);
+    let _ = Stopped::stop(model.clone(), model.clone()).unwrap();
+    blkback::disk::Mmio::write32(&model, 0x12c, 1);
+    model.advance_us(5_000);
+    let d = start(&model);
+    assert!(d.info(D0).is_some());
+}
+
+#[test]
+fn a_port_that_does_not_stop_costs_a_reset_of_the_controller() {
+    let (model, mut d) = one(Setup::default(), DriveSetup::default());
+    model.stick_sector(0, 0, 1);
+    submit(&mut d, Op::Read, 0, 0);
+    d.kick();
+    model.stick_port(0, true);
+    assert!(run(&model, &mut d, 1).is_empty());
+    assert_eq!(d.fault(), Some(Fault::PortStuck(D0)));
+    d.reset().unwrap();
+    assert_eq!(model.resets(), 1);
+    submit(&mut d, Op::Read, 0, 1);
+    d.kick();
+    assert_eq!(run(&model, &mut d, 1), [(1, Ok(()))]);
+}
+
+#[test]
+fn failures_to_start_say_why() {
+    let stop = |model: &Model| Stopped::stop(model.clone(), model.clone());
+    let model = Model::new(Setup::default(), vec![]);
+    model.vanish();
+    assert_eq!(stop(&model).err(), Some(ResetError::Gone));
+    let (model, dead) = one(Setup::default(), DriveSetup::default());
+    drop(dead);
+    model.stick_port(0, true);
+    model.stick_reset(true);
+    assert!(matches!(stop(&model).err(), Some(ResetError::Timeout { .. })));
+    let model = Model::new(Setup { bios_us: Some(u64::MAX / 2), ..Setup::default() }, vec![]);
+    assert!(matches!(stop(&model).err(), Some(ResetError::Timeout { .. })));
+    let model = Model::new(Setup { bios_us: Some(40_000), ..Setup::default() }, vec![]);
+    assert!(stop(&model).is_ok());
+}
+
+#[test]
+fn devices_that_are_no_disks_are_told_of() {
+    let model = Model::new(
+        Setup::default(),
+        vec![Some(DriveSetup { signature: 0xeb14_0101, ..DriveSetup::default() }), Some(DriveSetup::default())],
+    );
+    let d = start(&model);
+    assert_eq!(d.unserved(D0), Some(Unserved::Signature(0xeb14_0101)));
+    assert!(d.info(D0).is_none() && d.info(D1).is_some());
+}
+
+#[test]
+fn there_is_memory_for_four_drives_wherever_they_are() {
+    let drives = (0..6).map(|i| (i != 0).then(DriveSetup::default)).collect();
+    let d = start(&Model::new(Setup::default(), drives));
+    let served: Vec<bool> = (0..6).map(|i| d.info(DriveId(i)).is_some()).collect();
+    assert_eq!(served, [false, true, true, true, true, false]);
+    assert_eq!(d.unserved(DriveId(5)), Some(Unserved::NoMemory));
+}
+
+#[test]
+fn staggered_drives_are_told_to_spin_up() {
+    let (_, d) = one(Setup { staggered: true, ..Setup::default() }, DriveSetup::default());
+    assert!(d.info(D0).is_some());
+}
+
+#[test]
+fn resets_end_some_time_and_a_command_makes_them_count_anew() {
+    let (model, mut d) = one(Setup::default(), DriveSetup::default());
+    for _ in 0..MAX_RESETS {
+        d.reset().unwrap();
+    }
+    assert_eq!(d.reset(), Err(ResetError::TooMany(MAX_RESETS)));
+    submit(&mut d, Op::Read, 0, 0);
+    d.kick();
+    run(&model, &mut d, 1);
+    d.reset().unwrap();
+}
+
+#[test]
+fn dma_fault_injection_writes_where_told() {
+    for setup in setups() {
+        let (model, mut d) = one(setup, DriveSetup { latency_us: 500, ..DriveSetup::default() });
+        d.point_dma_at(0x9000_0000);
+        model.advance_us(1_000);
+        assert!(model.refused().iter().any(|r| r.addr == 0x9000_0000 && r.write));
+    }
+}
