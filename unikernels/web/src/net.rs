@@ -2,7 +2,7 @@
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::Device;
 use smoltcp::socket::dhcpv4;
 use smoltcp::time::Instant;
@@ -50,9 +50,22 @@ impl Net {
         sockets: &mut SocketSet<'static>,
         now: Instant,
     ) -> bool {
-        let moved = self.interface.poll(now, device, sockets) == smoltcp::iface::PollResult::SocketStateChanged;
+        let mut moved = false;
+        // What comes in one go with DHCP's last word is for the new address already: a request for it that is not answered is sent
+        // again only after a second.
+        while self.interface.ipv4_addr().is_none()
+            && self.interface.poll_ingress_single(now, device, sockets) != PollIngressSingleResult::None
+        {
+            moved |= self.follow_dhcp(sockets);
+        }
+        moved |= self.interface.poll(now, device, sockets) == PollResult::SocketStateChanged;
+        moved | self.follow_dhcp(sockets)
+    }
+
+    /// Takes up what DHCP says; true if anything changed.
+    fn follow_dhcp(&mut self, sockets: &mut SocketSet<'static>) -> bool {
         match sockets.get_mut::<dhcpv4::Socket<'_>>(self.dhcp).poll() {
-            None => return moved,
+            None => return false,
             Some(dhcpv4::Event::Configured(lease)) => {
                 log::info!("net: DHCP gave {}", lease.address);
                 self.set_ipv4(Some(IpCidr::Ipv4(lease.address)));
