@@ -149,6 +149,8 @@ pub struct Domain {
     pub last_cause: AtomicU32,
     /// See [`Counters`].
     pub counters: Counters,
+    /// Hypercalls of which a refusal has been logged, bit per number.
+    pub refused: AtomicU64,
     /// Its console log.
     pub console: Mutex<Log>,
 }

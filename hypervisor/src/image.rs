@@ -2,13 +2,15 @@
 //! makes a domain and restores it.
 
 use crate::domain::{Domain, Segment};
-use crate::mem;
+use crate::{deadlines, mem, percpu, run};
 use abi::{Errno, PAGE_SIZE, bundle};
 use alloc::vec::Vec;
 use hv_core::frames::Owner;
 use hv_core::{Gfn, Mfn};
 
 const PAGE: u64 = PAGE_SIZE as u64;
+/// Bytes cleared between two looks at interrupts and deadlines, whose vCPUs another CPU may take: about a millisecond.
+const ZERO_PART: usize = 2 << 20;
 
 /// What part of memory is wanted: guest-physical bytes.
 #[derive(Clone, Copy)]
@@ -47,8 +49,14 @@ fn runs(domain: &Domain, span: Span) -> impl Iterator<Item = (u64, *mut u8, usiz
 
 fn zero(domain: &Domain, span: Span) {
     for (_, at, len) in runs(domain, span) {
-        // SAFETY: RAM of the domain (`Domain::ram`, owned by it for ever), which holds no Rust value; nothing else uses it now.
-        unsafe { mem::zero_bytes(at, len) };
+        for done in (0..len).step_by(ZERO_PART) {
+            // SAFETY: RAM of the domain (`Domain::ram`, owned by it), which holds no Rust value; nothing else uses it now.
+            unsafe { mem::zero_bytes(at.wrapping_add(done), ZERO_PART.min(len - done)) };
+            if len > ZERO_PART {
+                run::interrupt_window();
+                deadlines::expire(percpu::this());
+            }
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! memory. Everything that takes time waits for the control domain's order.
 
 use crate::domain::{Domain, pause};
-use crate::{deadlines, device, events, grants, hypercall, image, iommu, power, run, time};
+use crate::{deadlines, device, events, grants, hypercall, image, iommu, loader, power, run, time};
 use abi::xenolith::{self, DomOp, Event, cause};
 use abi::{Errno, bundle, hvm};
 use alloc::sync::Arc;
@@ -16,7 +16,7 @@ use spin::Mutex;
 /// How long vCPUs may take to leave their CPUs: a hypercall in flight ends first.
 const STOP_NS: u64 = 200 * time::MS;
 /// Guest frames past the end of RAM, up to the end of a nested table.
-const GUEST_FRAMES: u64 = 1 << 36;
+pub const GUEST_FRAMES: u64 = 1 << 36;
 
 /// Why a domain stops; the numbers go to `xenolith::Event` as `abi::xenolith::cause` lists them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -151,6 +151,64 @@ pub fn prepare(domain: &Arc<Domain>) -> Result<(), &'static str> {
         vcpu.write_clock(domain);
     }
     Ok(())
+}
+
+/// Gives a domain that has none its memory, filled from the pristine image.
+///
+/// # Errors
+/// A message for people; it has no memory then.
+pub fn make(domain: &Arc<Domain>) -> Result<(), &'static str> {
+    if !loader::give_memory(domain) {
+        return Err("there is too little free memory");
+    }
+    image::restore(domain, false);
+    prepare(domain).inspect_err(|_| forget(domain))?;
+    domain.state.store(xenolith::state::STOPPED, SeqCst);
+    Ok(())
+}
+
+/// `DOM_CREATE`.
+///
+/// # Errors
+/// `EINVAL` for a domain that has memory, `ENOMEM`.
+pub fn create(domain: &Arc<Domain>) -> Result<(), Errno> {
+    use xenolith::state::{DESTROYED, RESTARTING};
+    domain.state.compare_exchange(DESTROYED, RESTARTING, SeqCst, SeqCst).map_err(|_| Errno::EINVAL)?;
+    if let Err(why) = make(domain) {
+        log::error!("{} (domain {}) cannot be made: {why}", domain.name, domain.id);
+        domain.state.store(DESTROYED, SeqCst);
+        return Err(Errno::ENOMEM);
+    }
+    enter(domain);
+    Ok(())
+}
+
+/// `DOM_DESTROY`.
+///
+/// # Errors
+/// `EBUSY` unless it is stopped, `ETIMEDOUT` if a vCPU does not leave its CPU.
+pub fn destroy(domain: &Arc<Domain>) -> Result<(), Errno> {
+    let stopped = |p: u32| (p & (pause::STOPPED | pause::BUILDING) == pause::STOPPED).then_some(p | pause::BUILDING);
+    let paused = domain.paused.fetch_update(SeqCst, SeqCst, stopped).map_err(|_| Errno::EBUSY)?;
+    if !domain.vcpus.iter().all(|vcpu| run::take_down(vcpu, STOP_NS)) {
+        domain.paused.store(paused, SeqCst);
+        return Err(Errno::ETIMEDOUT);
+    }
+    forget(domain);
+    domain.state.store(xenolith::state::DESTROYED, SeqCst);
+    Ok(())
+}
+
+/// Undoes all that a domain is beyond its record: what it holds of others, what others may reach of it, its memory. None of its
+/// vCPUs runs.
+fn forget(domain: &Domain) {
+    device::contain(domain.id);
+    domain.vcpus.iter().for_each(|vcpu| deadlines::clear(vcpu));
+    grants::take_back_all(domain);
+    grants::revoke_all(domain);
+    hypercall::forget_registrations(domain);
+    events::table().close_all(domain.id);
+    loader::take_memory(domain);
 }
 
 /// System time at which the first domain was entered; 0 before.

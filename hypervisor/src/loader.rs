@@ -9,14 +9,14 @@ use crate::mem::{self, ANYWHERE, BELOW_4G, LARGE_FRAMES};
 use crate::percpu;
 use crate::shared_frame::SharedFrame;
 use crate::vcpu::Vcpu;
-use crate::{device, events, grants, image, lifecycle, permissions, smp};
-use abi::bundle::{self, Bundle};
+use crate::{device, events, grants, lifecycle, permissions, run, smp};
+use abi::bundle::{self, Bundle, flags};
 use abi::{hvm, xenolith};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicU32, AtomicU64};
 use hv_core::frames::Owner;
 use hv_core::watchdog::Watchdogs;
 use hv_core::{Gfn, Mfn};
@@ -52,7 +52,8 @@ pub fn parse(module: Option<Region>) -> Result<Bundle<'static>, String> {
     if bundle.domains().len() > DOMAINS_MAX {
         return Err(alloc::format!("{} domains, {DOMAINS_MAX} is the limit", bundle.domains().len()));
     }
-    let wanted: u64 = bundle.domains().iter().map(|d| u64::from(d.mem_pages)).sum();
+    let at_boot = bundle.domains().iter().filter(|d| d.flags & flags::ON_DEMAND == 0);
+    let wanted: u64 = at_boot.map(|d| u64::from(d.mem_pages)).sum();
     let free = mem::frames().free_count();
     // Page tables, state areas, grant tables: a sixteenth covers them many times.
     if wanted + wanted / 16 + 64 * bundle.domains().len() as u64 > free {
@@ -83,30 +84,52 @@ fn segments(bundle: &Bundle<'static>, d: &bundle::Domain) -> Box<[Segment]> {
     bundle.segments(d).iter().filter_map(|s| Some(Segment { gpa: s.gpa, bytes: bundle.data(s)? })).collect()
 }
 
-/// RAM for a domain: 2 MiB runs below 4 GiB, then anywhere, then single frames.
-fn ram(d: &bundle::Domain) -> Option<Vec<(Gfn, Mfn, u64)>> {
-    let owner = Owner::Domain(d.domid);
-    let mut runs: Vec<(Gfn, Mfn, u64)> = Vec::new();
-    let (mut at, end) = (0, u64::from(d.mem_pages));
+/// Gives a domain that has none its RAM: 2 MiB runs below 4 GiB, then anywhere, then single frames. False, and it has none, where
+/// there is too little.
+#[must_use]
+pub fn give_memory(domain: &Domain) -> bool {
+    let (owner, end) = (Owner::Domain(domain.id), domain.mem_frames());
+    let (mut p2m, mut runs) = (domain.p2m.lock(), domain.ram.lock());
+    let mut at = 0;
     while at < end {
         let mut frames = mem::frames();
-        let large = (end - at >= LARGE_FRAMES)
-            .then(|| {
-                let low = frames.allocate_contiguous(owner, LARGE_ORDER, BELOW_4G);
-                low.or_else(|_| frames.allocate_contiguous(owner, LARGE_ORDER, ANYWHERE)).ok()
-            })
-            .flatten();
-        let (mfn, pages) = match large {
-            Some(mfn) => (mfn, LARGE_FRAMES),
-            None => (frames.allocate(owner, BELOW_4G).or_else(|_| frames.allocate(owner, ANYWHERE)).ok()?, 1),
+        let mut allocate = |order| {
+            let low = frames.allocate_contiguous(owner, order, BELOW_4G);
+            low.or_else(|_| frames.allocate_contiguous(owner, order, ANYWHERE)).ok()
         };
+        let large = if end - at >= LARGE_FRAMES { allocate(LARGE_ORDER) } else { None };
+        let Some((mfn, pages)) = large.map(|mfn| (mfn, LARGE_FRAMES)).or_else(|| Some((allocate(0)?, 1))) else { break };
         match runs.last_mut() {
             Some((_, first, count)) if first.0 + *count == mfn.0 => *count += pages,
             _ => runs.push((Gfn(at), mfn, pages)),
         }
         at += pages;
     }
-    Some(runs)
+    let whole = at == end && runs.iter().all(|&(gfn, mfn, pages)| p2m.map(gfn, mfn, pages, Rights::RWX).is_ok());
+    drop((p2m, runs));
+    if !whole {
+        take_memory(domain);
+    }
+    whole
+}
+
+/// Takes a domain's memory: what nobody else maps or copies is free, the rest when they let go. None of its vCPUs and devices runs.
+pub fn take_memory(domain: &Domain) {
+    let mut p2m = domain.p2m.lock();
+    // Whole pages go, so none has to be split and nothing can fail.
+    let _flushed_below = p2m.unmap(Gfn(0), lifecycle::GUEST_FRAMES);
+    run::flush_tlb(domain);
+    p2m.reclaim();
+    drop(p2m);
+    domain.ballooned.lock().clear();
+    let mut frames = mem::frames();
+    for (_, first, pages) in domain.ram.lock().drain(..) {
+        for mfn in (first.0..first.0 + pages).map(Mfn) {
+            if let Err(e) = frames.release(mfn, Owner::Domain(domain.id)) {
+                panic!("RAM of {} is not its own: {e:?}", domain.name);
+            }
+        }
+    }
 }
 
 /// CPU for the n-th vCPU of all: the driver domains first, then round about, as the mask allows.
@@ -114,15 +137,11 @@ fn place(n: u32, mask: u32) -> u32 {
     (0..smp::count()).filter(|cpu| mask >> cpu & 1 != 0).cycle().nth(n as usize).unwrap_or(0)
 }
 
-/// Makes one domain, paused.
+/// Makes the record of one domain, which has no memory yet.
 fn build(bundle: &Bundle<'static>, d: &'static bundle::Domain, placed: &mut u32) -> Option<Arc<Domain>> {
-    let ram = ram(d)?;
-    let mut p2m = P2m::new()?;
-    for &(gfn, mfn, pages) in &ram {
-        let _ = p2m.map(gfn, mfn, pages, Rights::RWX).ok()?;
-    }
     // SAFETY: a frame of the hypervisor that is only ever shared with this domain.
     let shared_info = unsafe { SharedFrame::from_mfn(mem::alloc_zeroed()?) };
+    let p2m = P2m::new()?;
     let mut contexts = Vec::new();
     for _ in 0..d.vcpus {
         contexts.push(Context::new()?);
@@ -148,19 +167,20 @@ fn build(bundle: &Bundle<'static>, d: &'static bundle::Domain, placed: &mut u32)
         grant_frames: Mutex::new(Vec::new()),
         watchdogs: Mutex::new(Watchdogs::default()),
         iopm,
-        ram: Mutex::new(ram),
+        ram: Mutex::new(Vec::new()),
         ballooned: Mutex::new(Vec::new()),
         hvm_params: Mutex::new([0; hvm::NR_PARAMS as usize]),
-        state: AtomicU32::new(xenolith::state::RUNNING),
+        state: AtomicU32::new(xenolith::state::DESTROYED),
         paused: AtomicU32::new(pause::BUILDING),
         generation: AtomicU32::new(0),
         last_cause: AtomicU32::new(xenolith::cause::NONE),
         counters: Counters::default(),
+        refused: AtomicU64::new(0),
         console: Mutex::new(Log::new()),
     }))
 }
 
-/// Makes all domains of a checked bundle; none runs yet.
+/// Makes all domains of a checked bundle, those on demand without memory; none runs yet.
 ///
 /// # Errors
 /// What is missing, for people.
@@ -177,8 +197,9 @@ pub fn load(bundle: &Bundle<'static>) -> Result<(), String> {
         domain::add(domain.clone());
         events::add_domain(&domain);
         grants::add_domain(&domain);
-        image::restore(&domain, false);
-        lifecycle::prepare(&domain).map_err(|e| alloc::format!("domain {name} cannot be made: {e}"))?;
+        if d.flags & flags::ON_DEMAND == 0 {
+            lifecycle::make(&domain).map_err(|e| alloc::format!("domain {name} cannot be made: {e}"))?;
+        }
         log::info!(
             "domain {}: {name}, {} KiB, {} vCPU, image {} KiB",
             d.domid,

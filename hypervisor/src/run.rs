@@ -306,7 +306,7 @@ fn stint(cpu: &'static PerCpu, domain: &Arc<Domain>, vcpu: &Arc<Vcpu>, context: 
 /// Injects the upcall, or an interrupt of the local APIC, if one is due and the guest can take it; asks for an exit when it can, if
 /// not now.
 fn offer_interrupt(domain: &Domain, vcpu: &Vcpu, context: &mut Context) {
-    let upcall = if vcpu.upcall_due(domain) { upcall_vector(domain, vcpu) } else { None };
+    let upcall = if vcpu.upcall_due(domain) { upcall_vector(domain) } else { None };
     let vector = upcall.or_else(|| vcpu.lapic_pending());
     let vmcb = context.vmcb();
     let (c, s) = (&mut vmcb.control, &vmcb.save);
@@ -326,11 +326,7 @@ fn offer_interrupt(domain: &Domain, vcpu: &Vcpu, context: &mut Context) {
 }
 
 /// The vector by which the guest wants upcalls, if by any.
-fn upcall_vector(domain: &Domain, vcpu: &Vcpu) -> Option<u8> {
-    let own = vcpu.upcall_vector.load(SeqCst);
-    if own != 0 {
-        return Some(own);
-    }
+fn upcall_vector(domain: &Domain) -> Option<u8> {
     let callback = domain.hvm_params.lock().get(hvm::PARAM_CALLBACK_IRQ as usize).copied()?;
     (callback >> 56 == hvm::CALLBACK_TYPE_VECTOR).then_some(callback as u8).filter(|&v| v >= 16)
 }

@@ -5,7 +5,7 @@ use crate::percpu::PerCpu;
 use crate::{
     acpi, apic, console, cpu, domain, heap, ioapic, iommu, lifecycle, loader, mem, paging, power, run, smp, time,
 };
-use abi::PAGE_SIZE;
+use abi::{PAGE_SIZE, xenolith};
 use abi::bundle::{Header, bundle_flags};
 use alloc::string::{String, ToString};
 use core::mem::MaybeUninit;
@@ -98,8 +98,8 @@ fn take_over(info: &BootInfo, tsc: u64, boot_cpu: &'static PerCpu) -> Result<(),
     let bundle = loader::parse(info.module)?;
     loader::load(&bundle)?;
     log::info!("entering {} domains after {} ms", bundle.domains().len(), time::now_ns() / time::MS);
-    for domain in domain::all() {
-        lifecycle::enter(&domain);
+    for domain in domain::all().iter().filter(|d| d.state.load(Relaxed) != xenolith::state::DESTROYED) {
+        lifecycle::enter(domain);
     }
     Ok(())
 }

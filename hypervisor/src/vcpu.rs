@@ -71,8 +71,6 @@ pub struct Vcpu {
     pub wait: Mutex<Wait>,
     /// Where its `vcpu_info` is: machine address, 0 = the slot in `shared_info`.
     pub info_addr: AtomicU64,
-    /// Vector of `HVMOP_set_evtchn_upcall_vector`; 0 = the domain's callback.
-    pub upcall_vector: AtomicU8,
     /// It yielded.
     pub yields: AtomicBool,
     /// `xenolith::WATCHDOG_MS`.
@@ -140,7 +138,6 @@ impl Vcpu {
             flush_tlb: AtomicBool::new(false),
             wait: Mutex::new(Wait::No),
             info_addr: AtomicU64::new(0),
-            upcall_vector: AtomicU8::new(0),
             yields: AtomicBool::new(false),
             watchdog: Mutex::new(FineWatchdog::default()),
             last_rip: AtomicU64::new(0),
@@ -173,7 +170,6 @@ impl Vcpu {
             *lapic.lock() = Lapic::new(lapic::id(self.id.0));
         }
         self.info_addr.store(0, SeqCst);
-        self.upcall_vector.store(0, SeqCst);
         self.flush_tlb.store(true, SeqCst);
     }
     /// Writes the PV clock into its `vcpu_info`. All CPUs share one invariant TSC, so the same values hold for ever; they are

@@ -165,6 +165,10 @@ typed! {
     dom_unpause: nr::XENOLITH_OP, xenolith::DOM_UNPAUSE, xenolith::DomOp;
     /// [`xenolith::DOM_KILL`].
     dom_kill: nr::XENOLITH_OP, xenolith::DOM_KILL, xenolith::DomOp;
+    /// [`xenolith::DOM_CREATE`].
+    dom_create: nr::XENOLITH_OP, xenolith::DOM_CREATE, xenolith::DomOp;
+    /// [`xenolith::DOM_DESTROY`].
+    dom_destroy: nr::XENOLITH_OP, xenolith::DOM_DESTROY, xenolith::DomOp;
     /// [`xenolith::NEXT_EVENT`].
     next_event: nr::XENOLITH_OP, xenolith::NEXT_EVENT, xenolith::Event;
     /// [`xenolith::DEVICE_INFO`].

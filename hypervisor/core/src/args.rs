@@ -129,8 +129,6 @@ call!(
     grant::UNMAP_GRANT_REF => list Unmap(Batch),
     /// Copy by grants.
     grant::COPY => list Copy(Batch),
-    /// Grow the table and tell where it is.
-    grant::SETUP_TABLE => at SetupTable(grant::SetupTable),
     /// Its size.
     grant::QUERY_SIZE => at QuerySize(grant::QuerySize),
     /// Choose the version.
@@ -171,8 +169,6 @@ call!(
     sched::SHUTDOWN => at Shutdown(sched::Shutdown),
     /// Wait for a port.
     sched::POLL => at Poll(sched::Poll),
-    /// Stop another domain.
-    sched::REMOTE_SHUTDOWN => at RemoteShutdown(sched::RemoteShutdown),
     /// Watchdog in seconds.
     sched::WATCHDOG => at Watchdog(sched::Watchdog),
 );
@@ -209,8 +205,6 @@ call!(
     hvm::SET_PARAM => at SetParam(hvm::HvmParam),
     /// Get one.
     hvm::GET_PARAM => at GetParam(hvm::HvmParam),
-    /// Vector of one vCPU's upcall.
-    hvm::SET_EVTCHN_UPCALL_VECTOR => at SetUpcallVector(hvm::EvtchnUpcallVector),
 );
 
 call!(
@@ -258,6 +252,10 @@ call!(
     xenolith::DOM_UNPAUSE => at Unpause(xenolith::DomOp),
     /// Kill.
     xenolith::DOM_KILL => at Kill(xenolith::DomOp),
+    /// Give it memory, and start it.
+    xenolith::DOM_CREATE => at Create(xenolith::DomOp),
+    /// Take its memory.
+    xenolith::DOM_DESTROY => at Destroy(xenolith::DomOp),
     /// Oldest life-cycle event: where to.
     xenolith::NEXT_EVENT => value NextEvent(u64),
     /// Read a console log.

@@ -10,24 +10,6 @@ pub const SLOTS: usize = 2;
 const NS_PER_S: u64 = 1_000_000_000;
 const NS_PER_MS: u64 = 1_000_000;
 
-/// Why `SCHEDOP_watchdog` was refused; nothing changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WatchdogError {
-    /// No watchdog of this number, or a new one without a time.
-    Invalid(u32),
-    /// All in use.
-    NoSlot,
-}
-
-impl From<WatchdogError> for Errno {
-    fn from(e: WatchdogError) -> Self {
-        match e {
-            WatchdogError::Invalid(_) => Self::EINVAL,
-            WatchdogError::NoSlot => Self::ENOSPC,
-        }
-    }
-}
-
 /// `SCHEDOP_watchdog`: deadlines in system time, by id less one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Watchdogs {
@@ -38,20 +20,19 @@ impl Watchdogs {
     /// `SCHEDOP_watchdog(id, timeout)`: the hypercall's result (a new one's id, else 0).
     ///
     /// # Errors
-    /// [`WatchdogError`].
-    pub fn set(&mut self, id: u32, timeout_s: u32, now_ns: u64) -> Result<u32, WatchdogError> {
-        let invalid = WatchdogError::Invalid(id);
+    /// `EINVAL`: no watchdog of this number, or a new one without a time; `ENOSPC`: all in use. Nothing changed then.
+    pub fn set(&mut self, id: u32, timeout_s: u32, now_ns: u64) -> Result<u32, Errno> {
         let deadline = now_ns.saturating_add(u64::from(timeout_s).saturating_mul(NS_PER_S));
         let Some(index) = id.checked_sub(1) else {
             if timeout_s == 0 {
-                return Err(invalid);
+                return Err(Errno::EINVAL);
             }
             let free = (1u32..).zip(&mut self.deadlines_ns).find(|(_, slot)| slot.is_none());
-            let (new_id, slot) = free.ok_or(WatchdogError::NoSlot)?;
+            let (new_id, slot) = free.ok_or(Errno::ENOSPC)?;
             *slot = Some(deadline);
             return Ok(new_id);
         };
-        let slot = self.deadlines_ns.get_mut(index as usize).filter(|slot| slot.is_some()).ok_or(invalid)?;
+        let slot = self.deadlines_ns.get_mut(index as usize).filter(|slot| slot.is_some()).ok_or(Errno::EINVAL)?;
         *slot = (timeout_s != 0).then_some(deadline);
         Ok(0)
     }
@@ -126,12 +107,12 @@ mod tests {
     #[test]
     fn xens_watchdogs_are_numbered_fed_and_ended() {
         let mut w = Watchdogs::default();
-        assert_eq!(w.set(0, 0, 0), Err(WatchdogError::Invalid(0)));
-        assert_eq!(w.set(1, 5, 0), Err(WatchdogError::Invalid(1)));
+        assert_eq!(w.set(0, 0, 0), Err(Errno::EINVAL));
+        assert_eq!(w.set(1, 5, 0), Err(Errno::EINVAL));
         assert_eq!(w.set(0, 5, 0), Ok(1));
         assert_eq!(w.set(0, 3, 0), Ok(2));
-        assert_eq!(w.set(0, 3, 0), Err(WatchdogError::NoSlot));
-        assert_eq!(w.set(3, 3, 0), Err(WatchdogError::Invalid(3)));
+        assert_eq!(w.set(0, 3, 0), Err(Errno::ENOSPC));
+        assert_eq!(w.set(3, 3, 0), Err(Errno::EINVAL));
         assert_eq!(w.next_ns(), Some(3 * NS_PER_S));
         assert_eq!(w.set(2, 9, NS_PER_S), Ok(0));
         assert_eq!(w.next_ns(), Some(5 * NS_PER_S));

@@ -19,21 +19,6 @@ pub fn call(caller: &Caller<'_>, [cmd, arg, count, ..]: [u64; 5]) -> Result<i64,
         Op::Map(list) => map_all(caller, list),
         Op::Unmap(list) => unmap_all(caller, list),
         Op::Copy(list) => grant_copy::copy_all(caller, list),
-        Op::SetupTable(mut op) => {
-            op.status = match caller.only_self(op.dom) {
-                Err(Errno::ESRCH) => status::BAD_DOMAIN,
-                Err(_) => status::PERMISSION_DENIED,
-                Ok(()) => grants::grow(caller.domain, op.nr_frames).map_or(status::GENERAL_ERROR, |()| status::OKAY),
-            };
-            if op.status == status::OKAY {
-                // Frames appear where XENMEM_add_to_physmap puts them; Xen says "invalid" for those that are not yet there.
-                for n in 0..u64::from(op.nr_frames) {
-                    let at = op.frame_list.checked_add(n * 8).ok_or(Errno::EFAULT)?;
-                    caller.mem.write(at, &u64::MAX)?;
-                }
-            }
-            caller.mem.write(arg, &op).map(|()| 0)
-        }
         Op::QuerySize(mut op) => {
             op.status = if caller.only_self(op.dom).is_ok() { status::OKAY } else { status::BAD_DOMAIN };
             if op.status == status::OKAY {

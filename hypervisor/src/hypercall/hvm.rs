@@ -1,9 +1,8 @@
-//! `hvm_op`: parameters, and the vectors that upcalls come by.
+//! `hvm_op`: parameters, the vector that upcalls come by among them.
 
 use super::Caller;
 use abi::hvm::{CALLBACK_TYPE_VECTOR, PARAM_CALLBACK_IRQ};
 use abi::Errno;
-use core::sync::atomic::Ordering::SeqCst;
 use hv_core::args::HvmOp as Op;
 
 /// Vectors below this are the processor's.
@@ -31,14 +30,6 @@ pub fn call(caller: &Caller<'_>, cmd: u64, arg: u64) -> Result<i64, Errno> {
             let domain = caller.self_or_control(p.domid)?;
             p.value = *domain.hvm_params.lock().get(p.index as usize).ok_or(Errno::EINVAL)?;
             caller.mem.write(arg, &p).map(|()| 0)
-        }
-        Op::SetUpcallVector(v) => {
-            let vcpu = caller.domain.vcpu(v.vcpu).ok_or(Errno::ENOENT)?;
-            if v.vector < FIRST_VECTOR {
-                return Err(Errno::EINVAL);
-            }
-            vcpu.upcall_vector.store(v.vector, SeqCst);
-            Ok(0)
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Hypercalls: who calls, and the way to the handler.
 //!
 //! `hv_core::args` decodes, one file here per call does it in the caller's name. What is refused has changed nothing. The
-//! first refusal of each command as unknown or not permitted is logged, the rest is only answered, so that a domain cannot
+//! first refusal of each call as unknown or not permitted is logged, the rest is only answered, so that a domain cannot
 //! fill the log with them.
 
 mod console_io;
@@ -23,11 +23,9 @@ use crate::domain::{self, Domain};
 use crate::guest_mem::GuestMem;
 use crate::vcpu::Vcpu;
 use abi::{DomId, Errno, hypercall};
-use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering::Relaxed;
 use hv_core::args::GuestBytes;
-use spin::Mutex;
 
 /// Who makes a hypercall. Everything a handler may do, it does in this name.
 #[derive(Clone, Copy, Debug)]
@@ -106,27 +104,12 @@ pub fn dispatch(caller: &Caller<'_>, call: Call) -> i64 {
     match result {
         Ok(value) => value,
         Err(e) => {
-            if matches!(e, Errno::ENOSYS | Errno::EPERM) && first_refusal(caller.domain.id, call.number, cmd) {
+            let bit = 1 << call.number.min(63);
+            if matches!(e, Errno::ENOSYS | Errno::EPERM) && caller.domain.refused.fetch_or(bit, Relaxed) & bit == 0 {
                 let name = &caller.domain.name;
                 log::warn!("{name}: hypercall {} command {cmd:#x} at {:#x} refused: {e}", call.number, caller.rip);
             }
             e.to_return()
         }
     }
-}
-
-/// Numbers and commands beyond these share the last place.
-const SEEN_NUMBERS: usize = 64;
-const SEEN_COMMANDS: u64 = 63;
-static SEEN: Mutex<BTreeMap<DomId, [u64; SEEN_NUMBERS]>> = Mutex::new(BTreeMap::new());
-
-/// Whether a domain is refused this command for the first time.
-fn first_refusal(dom: DomId, number: u64, cmd: u64) -> bool {
-    let mut seen = SEEN.lock();
-    let words = seen.entry(dom).or_insert([0; SEEN_NUMBERS]);
-    let Some(word) = words.get_mut((number as usize).min(SEEN_NUMBERS - 1)) else { return false };
-    let bit = 1 << cmd.min(SEEN_COMMANDS);
-    let first = *word & bit == 0;
-    *word |= bit;
-    first
 }

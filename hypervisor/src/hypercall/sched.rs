@@ -3,7 +3,7 @@
 use super::Caller;
 use crate::lifecycle::{self, Cause};
 use crate::vcpu::Wait;
-use crate::{deadlines, domain, events, run, time};
+use crate::{deadlines, events, run, time};
 use abi::sched::{
     POLL_MAX_PORTS, Poll, SHUTDOWN_CRASH, SHUTDOWN_POWEROFF, SHUTDOWN_REBOOT, SHUTDOWN_SUSPEND, SHUTDOWN_WATCHDOG,
 };
@@ -30,14 +30,6 @@ pub fn call(caller: &Caller<'_>, cmd: u64, arg: u64) -> Result<i64, Errno> {
         Op::Shutdown(op) => {
             let info = [caller.rip, 0, 0, 0];
             lifecycle::stop(caller.domain, Cause { cause: cause_of(op.reason)?, info });
-            Ok(0)
-        }
-        Op::RemoteShutdown(op) => {
-            if !caller.domain.is_control() {
-                return Err(Errno::EPERM);
-            }
-            let target = domain::find(caller.resolve(op.domain_id)).ok_or(Errno::ESRCH)?;
-            lifecycle::stop(&target, Cause { cause: cause_of(op.reason)?, info: [0; 4] });
             Ok(0)
         }
         Op::Watchdog(op) => {

@@ -25,6 +25,8 @@ pub fn call(caller: &Caller<'_>, cmd: u64, arg: u64) -> Result<i64, Errno> {
         Op::Pause(op) => lifecycle::pause(&other(caller, &op)?)?,
         Op::Unpause(op) => lifecycle::unpause(&other(caller, &op)?)?,
         Op::Kill(op) => lifecycle::kill(&other(caller, &op)?),
+        Op::Create(op) => lifecycle::create(&other(caller, &op)?)?,
+        Op::Destroy(op) => lifecycle::destroy(&other(caller, &op)?)?,
         Op::NextEvent(to) => {
             // Looked at before it is taken, so that a bad pointer loses no event.
             mem.translate(to, true)?;
