@@ -47,8 +47,8 @@ fn leaf(domain: &Domain, vcpu: &Vcpu, eax: u32, ecx: u32) -> [u32; 4] {
         X1 => [r.eax, r.ebx, r.ecx & !HIDDEN_X1_ECX, r.edx & !HIDDEN_X1_EDX],
         // Advanced power management: only the invariant TSC is told.
         0x8000_0007 => [0, 0, 0, 1 << 8],
-        // Sizes of addresses; one core.
-        0x8000_0008 => [r.eax, 0, 0, 0],
+        // Sizes of addresses; all vCPUs are cores of one package, whose number is in 6 bits of the APIC ID.
+        0x8000_0008 => [r.eax, 0, 6 << 12 | (domain.record.vcpus - 1), 0],
         0x8000_0002..=0x8000_0006 => [r.eax, r.ebx, r.ecx, r.edx],
         _ => [0; 4],
     }

@@ -5,6 +5,7 @@
 
 use crate::domain::{Domain, pause};
 use crate::{deadlines, device, events, grants, hypercall, image, iommu, loader, power, run, time};
+use abi::shared::shared_info;
 use abi::xenolith::{self, DomOp, Event, cause};
 use abi::{Errno, bundle, hvm};
 use alloc::sync::Arc;
@@ -12,6 +13,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use hv_core::lifecycle::EventQueue;
 use hv_npt::Rights;
 use spin::Mutex;
+use zerocopy::IntoBytes;
 
 /// How long vCPUs may take to leave their CPUs: a hypercall in flight ends first.
 const STOP_NS: u64 = 200 * time::MS;
@@ -125,6 +127,7 @@ pub fn kill(domain: &Arc<Domain>) {
 /// A message for people.
 pub fn prepare(domain: &Arc<Domain>) -> Result<(), &'static str> {
     domain.shared_info.zero();
+    let _inside = domain.shared_info.write(shared_info::WC_SEC, time::boot_clock().as_bytes());
     {
         let mut params = domain.hvm_params.lock();
         *params = [0; hvm::NR_PARAMS as usize];

@@ -85,6 +85,7 @@ fn take_over(info: &BootInfo, tsc: u64, boot_cpu: &'static PerCpu) -> Result<(),
     apic::init();
     let tsc_khz = platform.pm_timer.and_then(time::measure_tsc_khz).ok_or("no ACPI PM timer to measure the clock by")?;
     time::init(tsc_khz, tsc);
+    time::read_clock();
     apic::calibrate();
     ioapic::init(&platform.ioapics);
     iommu::init(platform)?;

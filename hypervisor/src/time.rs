@@ -1,5 +1,6 @@
 //! System time: nanoseconds since the hypervisor started, from the TSC, the same on every CPU and in every PV clock.
 
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use hv_core::acpi::PmTimer;
 use spin::Once;
 use x86_64::instructions::port::Port;
@@ -121,4 +122,27 @@ pub fn spin_until(ns: u64, mut is_so: impl FnMut() -> bool) -> bool {
         core::hint::spin_loop();
     }
     true
+}
+
+/// Seconds since 1970 at system time 0.
+static BOOT_UNIX: AtomicU64 = AtomicU64::new(0);
+
+fn cmos(register: u8) -> u8 {
+    // SAFETY: selects a register of the clock, NMIs enabled; only the boot CPU does so, once.
+    unsafe { Port::new(0x70).write(register) };
+    // SAFETY: reading any register but C has no effect.
+    unsafe { Port::new(0x71).read() }
+}
+
+/// Takes the time of day from the CMOS clock: the first of two equal readings, neither of them during an update.
+pub fn read_clock() {
+    let read = || (cmos(0xa) & 0x80 == 0).then(|| [0, 2, 4, 7, 8, 9].map(cmos));
+    let Some(time) = (0..10_000).find_map(|_| read().filter(|&time| read() == Some(time))) else { return };
+    BOOT_UNIX.store(hv_core::rtc::unix_seconds(time, cmos(0xb)).saturating_sub(now_ns() / (1000 * MS)), Relaxed);
+}
+
+/// The time of day at system time 0, or zero where the machine has no clock: `wc_sec`, `wc_nsec`, `wc_sec_hi` of the shared page.
+pub fn boot_clock() -> [u32; 3] {
+    let unix = BOOT_UNIX.load(Relaxed);
+    [unix as u32, 0, (unix >> 32) as u32]
 }

@@ -182,8 +182,6 @@ call!(
     vcpu::DOWN => bare Down,
     /// Whether it may.
     vcpu::IS_UP => bare IsUp,
-    /// Time spent in each state: where to.
-    vcpu::GET_RUNSTATE_INFO => value GetRunstateInfo(u64),
     /// The area that is kept up to date with it.
     vcpu::REGISTER_RUNSTATE_MEMORY_AREA => at RegisterRunstateArea(vcpu::RegisterArea),
     /// Never: there are no periodic timers, but stopping one is fine.

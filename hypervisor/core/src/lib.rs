@@ -28,6 +28,7 @@ pub mod grants;
 pub mod lapic;
 pub mod lifecycle;
 pub mod pci;
+pub mod rtc;
 pub mod sched;
 pub mod storm;
 pub mod timer;

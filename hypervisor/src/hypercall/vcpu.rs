@@ -42,7 +42,6 @@ pub fn call(caller: &Caller<'_>, [cmd, id, arg, ..]: [u64; 5]) -> Result<i64, Er
             Ok(0)
         }
         Op::RegisterVcpuInfo(op) => register_info(caller.domain, caller.vcpu, vcpu, &op).map(|()| 0),
-        Op::GetRunstateInfo(to) => caller.mem.write(to, &vcpu.times.lock().info()).map(|()| 0),
         Op::RegisterRunstateArea(op) => {
             let area = places(caller, op.addr, size_of::<RunstateInfo>())?;
             *vcpu.runstate_area.lock() = area;
