@@ -66,7 +66,7 @@ fn scale(delta: u64, mul: u32, shift: i8) -> u64 {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn tsc() -> u64 {
+pub(crate) fn tsc() -> u64 {
     // SAFETY: RDTSC has no operands and touches no memory.
     unsafe { core::arch::x86_64::_rdtsc() }
 }

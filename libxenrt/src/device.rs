@@ -158,6 +158,11 @@ macro_rules! access {
 }
 
 impl Mmio {
+    /// Registers of the bare machine.
+    #[cfg(feature = "bare")]
+    pub(crate) const fn bare(base: usize, len: usize) -> Self {
+        Self { base, len }
+    }
     /// Bytes of the region.
     #[must_use]
     pub const fn len_bytes(&self) -> usize {

@@ -35,7 +35,9 @@ mod raw {
     pub fn install() -> bool {
         let base = core::arch::x86_64::__cpuid(cpuid::BASE);
         if [base.ebx, base.ecx, base.edx] != cpuid::SIGNATURE {
-            return false;
+            #[cfg(feature = "bare")]
+            crate::bare::activate();
+            return cfg!(feature = "bare");
         }
         let msr = core::arch::x86_64::__cpuid(cpuid::BASE.wrapping_add(2)).ebx;
         let page = (&raw const libxenrt_hypercall_page).addr() as u64;
@@ -48,6 +50,10 @@ mod raw {
     /// Pointers among the arguments must be valid for what hypercall `op` does with them.
     #[inline]
     pub unsafe fn call(op: u64, a: [u64; 5]) -> i64 {
+        #[cfg(feature = "bare")]
+        if crate::bare::active() {
+            return crate::bare::call(op, a);
+        }
         let stub = (&raw const libxenrt_hypercall_page).addr().wrapping_add((op as usize).wrapping_mul(STUB_SIZE));
         let rax: i64;
         // SAFETY: I1 – `install` filled the page before anything else runs; the caller answers for the pointers.

@@ -13,6 +13,8 @@
 
 extern crate alloc;
 
+#[cfg(all(target_os = "none", feature = "bare"))]
+pub mod bare;
 #[cfg(feature = "blkfront")]
 pub mod blkfront;
 pub mod clock;

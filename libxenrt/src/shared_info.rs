@@ -19,6 +19,12 @@ pub(crate) fn page() -> Option<&'static SharedPage> {
 #[cfg(target_os = "none")]
 pub(crate) fn map() -> crate::hypercall::Result<()> {
     use abi::{DomId, PAGE_SHIFT, memory, shared::shared_info};
+    #[cfg(feature = "bare")]
+    if crate::bare::active() {
+        let page = crate::bare::shared_info().ok_or(abi::Errno::ENOMEM)?;
+        PAGE.call_once(|| page);
+        return Ok(());
+    }
     let gpa = crate::memory::window::SHARED_INFO;
     crate::hypercall::add_to_physmap(&mut memory::AddToPhysmap {
         domid: DomId::SELF,

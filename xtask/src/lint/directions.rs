@@ -55,6 +55,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("models", &["abi", "ring", "netback", "hv-core"]),
     ("blkcheck", &["abi", "libxenrt"]),
+    ("blkbare", &["libxenrt", "driver-domain", "blkback", "blkback-ahci-driver", "blkcheck"]),
     ("xtask", &["abi", "blkcheck"]),
 ];
 
