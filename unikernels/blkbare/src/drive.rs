@@ -1,7 +1,7 @@
 //! One drive of the controller as a workload's disk. It polls: nothing else runs on this machine.
 //!
-//! Data lies in pages of one pool, as a guest's does, so that the controller is given lists of the same shape; neighbours among them are
-//! one segment, since here they are contiguous for the device too.
+//! A request's data is one run of a pool's pages, contiguous for the device as well: what a bare unikernel would do, and the shortest
+//! list a controller can be given.
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -16,17 +16,32 @@ const PAGE: usize = 4096;
 /// Bytes of a workload's sectors.
 const SECTOR: u32 = 512;
 
-/// Pages of one request; they go back when it is dropped.
+/// Which pages of the pool are in use.
+type Used = Rc<RefCell<Vec<bool>>>;
+
+/// The run of pages of one request; it goes back when it is dropped.
 pub struct Buffer {
-    pages: Vec<usize>,
-    free: Rc<RefCell<Vec<usize>>>,
+    first: usize,
+    count: usize,
+    used: Used,
+}
+
+impl Buffer {
+    fn take(used: &Used, count: usize) -> Option<Self> {
+        let mut pages = used.borrow_mut();
+        let first = pages.windows(count.max(1)).position(|run| run.iter().all(|used| !used))?;
+        pages.iter_mut().skip(first).take(count).for_each(|used| *used = true);
+        Some(Self { first, count, used: Rc::clone(used) })
+    }
+    /// Where in the pool `len` bytes from `offset` on are; `None` past its end.
+    fn place(&self, offset: usize, len: usize) -> Option<usize> {
+        (offset + len <= self.count * PAGE).then_some(self.first * PAGE + offset)
+    }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let mut free = self.free.borrow_mut();
-        // In reverse, so that the next one gets neighbours in rising order again.
-        free.extend(self.pages.drain(..).rev());
+        self.used.borrow_mut().iter_mut().skip(self.first).take(self.count).for_each(|used| *used = false);
     }
 }
 
@@ -36,7 +51,7 @@ pub struct Drive<D> {
     id: DriveId,
     info: DriveInfo,
     pool: DmaRegion,
-    free: Rc<RefCell<Vec<usize>>>,
+    used: Used,
     /// What is in flight, by token.
     buffers: Vec<Option<Buffer>>,
 }
@@ -46,10 +61,10 @@ impl<D: Disks> Drive<D> {
     pub fn new(disks: D, id: DriveId, pool_bytes: usize, depth: usize) -> Option<Self> {
         let info = *disks.info(id)?;
         let pool = DmaRegion::alloc(pool_bytes)?;
-        let free = Rc::new(RefCell::new((0..pool.len_bytes() / PAGE).rev().collect()));
+        let used = Rc::new(RefCell::new(alloc::vec![false; pool.len_bytes() / PAGE]));
         let mut buffers = Vec::new();
         buffers.resize_with(depth, || None);
-        Some(Self { disks, id, info, pool, free, buffers })
+        Some(Self { disks, id, info, pool, used, buffers })
     }
 
     /// Interrupts are off: asks the controller what has happened.
@@ -58,30 +73,15 @@ impl<D: Disks> Drive<D> {
         self.disks.tick();
     }
 
-    fn segments(&self, buffer: &Buffer, mut left: u32) -> Vec<Segment> {
-        let mut segments: Vec<Segment> = Vec::with_capacity(buffer.pages.len());
-        for page in &buffer.pages {
-            let here = left.min(PAGE as u32);
-            left -= here;
-            let addr = self.pool.device_address() + (page * PAGE) as u64;
-            match segments.last_mut() {
-                Some(last) if last.addr + u64::from(last.len) == addr => last.len += here,
-                _ => segments.push(Segment { addr, len: here }),
-            }
+    fn segments(&self, buffer: &Buffer, bytes: u32) -> Vec<Segment> {
+        let (mut addr, mut left) = (self.pool.device_address() + (buffer.first * PAGE) as u64, bytes);
+        let mut segments = Vec::with_capacity(1);
+        while left > 0 {
+            let len = left.min(self.info.max_segment);
+            segments.push(Segment { addr, len });
+            (addr, left) = (addr + u64::from(len), left - len);
         }
         segments
-    }
-}
-
-/// Runs `each` over the parts of pages that `len` bytes from `offset` on consist of: the place in the pool and the range of bytes.
-fn parts(buffer: &Buffer, offset: usize, len: usize, mut each: impl FnMut(usize, core::ops::Range<usize>)) {
-    let mut done = 0;
-    while done < len {
-        let at = offset + done;
-        let Some(page) = buffer.pages.get(at / PAGE) else { return };
-        let here = (len - done).min(PAGE - at % PAGE);
-        each(page * PAGE + at % PAGE, done..done + here);
-        done += here;
     }
 }
 
@@ -90,11 +90,10 @@ impl<D: Disks> Disk for Drive<D> {
 
     fn info(&self) -> Info {
         let align = self.info.sector_size / SECTOR;
-        let by_segments = u32::from(self.info.max_segments) * (PAGE as u32 / SECTOR);
         Info {
             sectors: self.info.sectors * u64::from(align),
             align,
-            max_sectors: (self.info.max_sectors * align).min(by_segments),
+            max_sectors: self.info.max_sectors * align,
             discard: self.info.max_discard > 0,
         }
     }
@@ -102,21 +101,17 @@ impl<D: Disks> Disk for Drive<D> {
         clock::now().as_micros()
     }
     fn buffer(&mut self, len: usize) -> Option<Buffer> {
-        let mut free = self.free.borrow_mut();
-        let left = free.len().checked_sub(len.div_ceil(PAGE))?;
-        let mut pages = free.split_off(left);
-        pages.reverse();
-        Some(Buffer { pages, free: Rc::clone(&self.free) })
+        Buffer::take(&self.used, len.div_ceil(PAGE))
     }
     fn put(&mut self, buffer: &mut Buffer, offset: usize, from: &[u8]) {
-        parts(buffer, offset, from.len(), |at, range| {
-            self.pool.copy_in(at, from.get(range).unwrap_or_default());
-        });
+        if let Some(at) = buffer.place(offset, from.len()) {
+            self.pool.copy_in(at, from);
+        }
     }
     fn get(&self, buffer: &Buffer, offset: usize, to: &mut [u8]) {
-        parts(buffer, offset, to.len(), |at, range| {
-            self.pool.copy_out(at, to.get_mut(range).unwrap_or_default());
-        });
+        if let Some(at) = buffer.place(offset, to.len()) {
+            self.pool.copy_out(at, to);
+        }
     }
     fn submit(&mut self, command: Command, buffer: Option<Buffer>, token: u32) -> Result<(), Option<Buffer>> {
         let align = self.info.sector_size / SECTOR;

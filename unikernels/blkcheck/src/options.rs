@@ -89,6 +89,10 @@ impl Options {
         if o.size == 0 {
             o.size = if matches!(o.mode, Mode::RandRead | Mode::RandWrite) { 4096 } else { 1 << 20 };
         }
+        // A request that never finds memory would never be submitted.
+        if u64::from(o.size) > u64::from(o.pool_kib) << 10 {
+            return Err("pool-kib");
+        }
         Ok(o)
     }
 
@@ -126,7 +130,7 @@ mod tests {
         let o = parse("mode=rand-read depth=1 log=debug then=wait vbd=51712,51728").unwrap();
         assert_eq!((o.mode, o.depth, o.size, o.wait, o.vbd), (Mode::RandRead, 1, 4096, true, vec![51712, 51728]));
         assert_eq!(parse("").unwrap().size, 1 << 20);
-        for bad in ["mode=fast", "depth=0", "size=1000", "vbd=a", "seed=-1"] {
+        for bad in ["pool-kib=1020", "mode=fast", "depth=0", "size=1000", "vbd=a", "seed=-1"] {
             assert_eq!(parse(bad), Err(bad.split('=').next().unwrap()));
         }
     }
