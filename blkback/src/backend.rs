@@ -1,11 +1,27 @@
 //! The backend as a whole: what it owns and the order in which it works.
+//!
+//! One [`turn`](Backend::turn) moves everything that can move: completions of the drives; requests out of the rings (`intake`: one hypercall
+//! maps the indirect pages among them); then, vbd by vbd in fair shares, what may begin (`issue`: one hypercall unmaps what is done, one
+//! maps what is needed, one doorbell per drive); then the answers and one call for all events. A page is unmapped only when the drive is done
+//! with it, and before the answer that tells its owner so. While there is work it polls with interrupts and events suppressed; without
+//! work it arms them, looks once more, and only then lets the domain block. `connect` follows xenstore.
+
+mod connect;
+mod finish;
+mod intake;
+mod issue;
+mod share;
 
 use crate::Platform;
-use crate::disk::{Disks, DriveId, DriveInfo, DriveStats, ResetError};
-use abi::DomId;
+use crate::disk::{Change, Disks, DriveId, DriveInfo, DriveStats, ResetError};
+use crate::table::{Drive, Table, Ticket};
+use crate::vbd::{Vbd, VbdStats};
+use abi::{DomId, EvtchnPort};
+use alloc::string::String;
+use alloc::vec::Vec;
 use hw::DmaMemory;
-use ring::{Recovery, SharedMem, Survivor};
-use xenstore::{Store, StoreError};
+use ring::{RingFault, SharedMem, Survivor};
+use xenstore::Store;
 
 /// What can be chosen about a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,39 +108,6 @@ pub struct BackendStats {
     pub vbds_closed: u64,
 }
 
-/// Counters of a vbd, since this instance of the domain began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct VbdStats {
-    /// Reads answered.
-    pub reads: u64,
-    /// Bytes of them.
-    pub read_bytes: u64,
-    /// Writes answered.
-    pub writes: u64,
-    /// Bytes of them.
-    pub written_bytes: u64,
-    /// Flushes and barriers answered.
-    pub flushes: u64,
-    /// Discards answered.
-    pub discards: u64,
-    /// Requests answered with an error.
-    pub errors: u64,
-    /// Segments of all requests.
-    pub segments: u64,
-    /// Of them merged with their predecessor, because their pages lie in a row.
-    pub merged: u64,
-    /// Requests that waited for an earlier one that they overlap.
-    pub overlaps: u64,
-    /// Most requests in flight at one time.
-    pub max_depth: u32,
-    /// Events sent to the frontend.
-    pub notifications: u64,
-    /// Times its ring was taken up from a dead instance.
-    pub reattached: u64,
-    /// Requests that were executed again for it.
-    pub replayed: u64,
-}
-
 /// One vbd, as shown to people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VbdStatus {
@@ -154,6 +137,16 @@ pub struct VbdStatus {
     pub stats: VbdStats,
 }
 
+/// What the drives have, by token.
+pub(crate) enum Flight {
+    /// A command of a request.
+    Data(Ticket),
+    /// A flush for all of these.
+    Flush(Vec<Ticket>),
+    /// A part of a partition table, in bytes.
+    Table(u32),
+}
+
 /// The backend of one controller.
 pub struct Backend<P: Platform, D, M, S> {
     me: DomId,
@@ -162,39 +155,213 @@ pub struct Backend<P: Platform, D, M, S> {
     disks: D,
     scratch: M,
     survivor: Survivor<S>,
+    drives: Vec<Drive>,
+    vbds: Vec<Option<Vbd<P::Page>>>,
+    flights: Vec<Option<Flight>>,
+    /// The vbd that goes first in this turn.
+    first: usize,
+    next_epoch: u32,
+    /// Whose partition table is being read into the scratch memory.
+    scratch_of: Option<DriveId>,
+    /// Pages to be unmapped.
+    garbage: Vec<P::Page>,
+    armed: bool,
+    last_work_us: u64,
+    /// How long it was usually quiet between work of late, in microseconds: polling pays only where that is short.
+    quiet_us: u64,
+    /// Drives that are not there by then are missing.
+    patience_until_us: u64,
+    /// The hypervisor had no room for mappings: when to try again.
+    retry_us: Option<u64>,
+    /// The store's watches are set.
+    watching: bool,
+    /// Xenstore may say something new, since when (or from when on it is to be asked).
+    scan_since_us: Option<u64>,
+    ports: Vec<EvtchnPort>,
+    faults: Vec<(usize, RingFault)>,
     stats: BackendStats,
 }
 
 impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
-    /// Begins to serve. Rings that an earlier instance served are taken up where they stand, before anything else is published;
-    /// then every such frontend is notified once.
-    ///
-    /// # Errors
-    /// The store did not answer; nothing can be served without it.
-    pub fn start<St: Store>(parts: Parts<P, D, M, S>, store: &mut St) -> Result<Self, StoreError> {
-        let recovery = Recovery::open(parts.survivor, parts.first_boot);
-        store.watch(&::backend::xenbus::root(parts.me, "vbd"))?;
-        Ok(Self {
-            me: parts.me,
-            config: parts.config,
-            platform: parts.platform,
-            disks: parts.disks,
-            scratch: parts.scratch,
-            survivor: recovery.finish(),
-            stats: BackendStats::default(),
-        })
-    }
-
     /// One round of work; see the module's head.
     pub fn turn<St: Store>(&mut self, store: &mut St) -> Turn {
-        let _ = (store, self.me, self.config, &self.scratch, self.survivor.page());
+        self.disarm();
         self.stats.turns = self.stats.turns.saturating_add(1);
-        Turn::Wait { until_us: self.disks.tick() }
+        let now_us = self.platform.now_us();
+        let worked = match self.work(store, now_us) {
+            Ok(worked) => worked,
+            Err(error) => return Turn::Dead(error),
+        };
+        if worked {
+            let quiet = now_us.saturating_sub(self.last_work_us).min(self.config.spin_us.saturating_mul(8));
+            self.quiet_us = self.quiet_us.saturating_mul(7).saturating_add(quiet) / 8;
+            self.last_work_us = now_us;
+        }
+        if self.scan_due(worked, now_us) {
+            self.scan(store);
+            return Turn::Again;
+        }
+        let polling = self.quiet_us <= self.config.spin_us;
+        if worked || polling && now_us.saturating_sub(self.last_work_us) < self.config.spin_us {
+            return Turn::Again;
+        }
+        if self.arm() {
+            return Turn::Again;
+        }
+        self.stats.waits = self.stats.waits.saturating_add(1);
+        Turn::Wait { until_us: self.deadline(now_us) }
     }
 
-    /// The store says that something at `path` changed. The next turns look at it.
-    pub fn store_changed(&mut self, path: &str) {
-        log::trace!("{path}");
+    /// Moves everything that can move; true if anything did.
+    fn work<St: Store>(&mut self, store: &mut St, now_us: u64) -> Result<bool, ResetError> {
+        let mut worked = self.reap();
+        self.platform.crash_point();
+        worked |= self.take_requests();
+        self.platform.crash_point();
+        worked |= self.issue(now_us);
+        self.platform.crash_point();
+        if self.disks.fault().is_some() {
+            self.revive()?;
+            worked = true;
+        }
+        worked |= self.publish();
+        self.close_faulty(store);
+        while let Some(change) = self.disks.change() {
+            self.drive_changed(store, change);
+            worked = true;
+        }
+        Ok(worked)
+    }
+
+    /// Publishes the answers that are due and sends all events of this turn. What was mapped for them is unmapped before.
+    fn publish(&mut self) -> bool {
+        self.unmap();
+        self.platform.crash_point();
+        let mut any = false;
+        for vbd in self.vbds.iter_mut().flatten() {
+            let Some(connection) = &mut vbd.connection else { continue };
+            let published = connection.ring.publish(&mut self.survivor);
+            connection.line.published(published.count).for_each(drop);
+            any |= published.count > 0;
+            if published.notify {
+                vbd.stats.notifications = vbd.stats.notifications.saturating_add(1);
+                self.ports.push(connection.port);
+            }
+        }
+        self.platform.crash_point();
+        self.send_events();
+        any
+    }
+
+    fn send_events(&mut self) {
+        if !self.ports.is_empty() {
+            self.stats.notify_calls = self.stats.notify_calls.saturating_add(1);
+            self.platform.notify(&self.ports);
+            self.ports.clear();
+        }
+    }
+
+    /// One call unmaps all that is done with.
+    fn unmap(&mut self) {
+        if !self.garbage.is_empty() {
+            self.stats.unmap_calls = self.stats.unmap_calls.saturating_add(1);
+            self.platform.unmap(&mut self.garbage);
+            self.garbage.clear();
+        }
+    }
+
+    /// Suppresses interrupts after a wait. Events need nothing: an index that is not moved on suppresses itself.
+    fn disarm(&mut self) {
+        if self.armed {
+            self.armed = false;
+            self.disks.interrupt();
+            self.disks.interrupts_enable(false);
+        }
+    }
+
+    /// Asks for interrupts and events, then looks once more; true if there is work after all.
+    fn arm(&mut self) -> bool {
+        self.armed = true;
+        self.disks.interrupts_enable(true);
+        let mut more = self.reap();
+        for (slot, vbd) in self.vbds.iter_mut().enumerate() {
+            let Some(connection) = vbd.as_mut().and_then(|vbd| vbd.connection.as_mut()) else { continue };
+            // What is left in a stalled ring waits for pages or its drive, and that comes with the drives' work.
+            let wanted =
+                if connection.stalled { connection.ring.pending().map(|n| n.saturating_add(1)) } else { Ok(1) };
+            match wanted.and_then(|wanted| connection.ring.arm(wanted)) {
+                Ok(now) => more |= now,
+                Err(fault) => {
+                    self.faults.push((slot, fault));
+                    more = true;
+                }
+            }
+        }
+        more
+    }
+
+    /// When to look again although no event came.
+    fn deadline(&mut self, now_us: u64) -> Option<u64> {
+        let scan = self.scan_since_us.map(|since| since.max(now_us));
+        let stalled = self.vbds.iter().flatten().filter_map(|vbd| vbd.connection.as_ref()).any(|c| c.stalled);
+        let missing = (stalled && now_us < self.patience_until_us).then_some(self.patience_until_us);
+        [self.disks.tick(), scan, self.retry_us, missing].into_iter().flatten().min()
+    }
+
+    /// The controller failed: resets it and gives it again what it had.
+    fn revive(&mut self) -> Result<(), ResetError> {
+        if let Some(fault) = self.disks.fault() {
+            log::warn!("controller: {fault}; resetting it");
+        }
+        self.stats.resets = self.stats.resets.saturating_add(1);
+        self.disks.reset()?;
+        self.forget_flights();
+        Ok(())
+    }
+
+    fn drive_changed<St: Store>(&mut self, store: &mut St, change: Change) {
+        let (Change::Gone(id) | Change::Came(id)) = change;
+        let gone = change == Change::Gone(id);
+        log::warn!("drive {} has {}", id.0, if gone { "gone" } else { "come" });
+        if let Some(drive) = self.drives.get_mut(usize::from(id.0)) {
+            drive.gone = gone;
+            if !matches!(drive.table, Table::Reading { out: true, .. }) {
+                drive.table = Table::Unread;
+            }
+        }
+        if gone {
+            self.close_drive(store, id);
+        }
+        self.look_again();
+    }
+
+    /// Where drive `id` stands.
+    fn info(&self, id: DriveId) -> Option<DriveInfo> {
+        self.disks.info(id).copied()
+    }
+
+    /// A drive that will not come (again): its requests fail.
+    fn is_missing(&self, id: DriveId, now_us: u64) -> bool {
+        let gone = self.drives.get(usize::from(id.0)).is_none_or(|drive| drive.gone);
+        self.disks.info(id).is_none() && (gone || now_us >= self.patience_until_us)
+    }
+
+    /// Pages that vbd `slot` may map now: all that are free, less what the others have reserved.
+    fn page_room(&self, slot: usize) -> usize {
+        let reserve = self.page_reserve();
+        let mut free = usize::from(self.config.mappings).saturating_sub(self.garbage.len());
+        for (other, vbd) in self.vbds.iter().enumerate() {
+            let Some(vbd) = vbd else { continue };
+            let mapped = vbd.mapped();
+            let kept = if other != slot && vbd.connection.is_some() { mapped.max(reserve) } else { mapped };
+            free = free.saturating_sub(kept);
+        }
+        free
+    }
+
+    /// Pages that each vbd can always have: those of the largest request.
+    fn page_reserve(&self) -> usize {
+        usize::from(crate::negotiate::indirect_segments(&self.config).max(11)).saturating_add(1)
     }
 
     /// The domain's side.
@@ -214,11 +381,39 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
 
     /// All vbds.
     pub fn vbds(&self) -> impl Iterator<Item = VbdStatus> {
-        core::iter::empty()
+        self.vbds.iter().flatten().map(|vbd| {
+            let extent = vbd.extent;
+            let connection = vbd.connection.as_ref();
+            VbdStatus {
+                frontend: vbd.frontend,
+                device: vbd.device,
+                connected: connection.is_some(),
+                drive: extent.map(|extent| extent.drive),
+                first: extent.map_or(0, |extent| extent.first),
+                sectors: extent.map_or(0, |extent| extent.sectors),
+                read_only: vbd.read_only,
+                depth: connection.map_or(0, |connection| connection.line.len() as u32),
+                mapped: vbd.mapped() as u32,
+                persistent: connection.map_or(0, |connection| connection.grants.kept() as u32),
+                slots: connection.map_or(0, |connection| connection.ring.slots()),
+                stats: vbd.stats,
+            }
+        })
     }
 
     /// All drives that are there.
     pub fn drives(&self) -> impl Iterator<Item = (DriveId, DriveInfo, DriveStats)> {
-        (0..self.disks.drives()).map(DriveId).filter_map(|id| Some((id, *self.disks.info(id)?, self.disks.stats(id))))
+        (0..self.disks.drives()).map(DriveId).filter_map(|id| Some((id, self.info(id)?, self.disks.stats(id))))
+    }
+
+    /// Requests not answered and commands not completed: both 0 when nothing is in flight.
+    pub fn in_flight(&self) -> (usize, usize) {
+        let lines = self.vbds.iter().flatten().filter_map(|vbd| vbd.connection.as_ref());
+        (lines.map(|connection| connection.line.len()).sum(), self.flights.iter().flatten().count())
+    }
+
+    /// How vbd `slot` is called in messages.
+    fn name(&self, slot: usize) -> String {
+        self.vbds.get(slot).and_then(Option::as_ref).map_or_else(String::new, |vbd| alloc::format!("{vbd}"))
     }
 }

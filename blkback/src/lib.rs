@@ -2,7 +2,7 @@
 //!
 //! Requests come from frontends (guests, over blkif rings), are bounded to their vbd and go to a drive ([`disk::Disks`]). All of it is soft
 //! state: after a restart the unanswered requests are found in the rings and executed again.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "mutations")), no_std)]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 #![cfg_attr(
@@ -19,8 +19,36 @@
 extern crate alloc;
 
 mod backend;
+mod cache;
+mod command;
 pub mod disk;
+mod gpt;
+mod grants;
+mod line;
+#[cfg(any(test, feature = "mutations"))]
+pub mod mutation;
+mod negotiate;
 mod platform;
+mod request;
+mod source;
+mod table;
+mod vbd;
 
-pub use self::backend::{Backend, BackendStats, Config, Parts, Turn, VbdStats, VbdStatus};
+pub use self::backend::{Backend, BackendStats, Config, Parts, Turn, VbdStatus};
 pub use platform::{MapError, MapRequest, Mapped, Platform};
+pub use vbd::VbdStats;
+
+/// Is this step left out by the mutation under test? Without the feature, never: the branch folds away.
+#[cfg(any(test, feature = "mutations"))]
+macro_rules! mutated {
+    ($name:ident) => {
+        $crate::mutation::active($crate::mutation::Mutation::$name)
+    };
+}
+#[cfg(not(any(test, feature = "mutations")))]
+macro_rules! mutated {
+    ($name:ident) => {
+        false
+    };
+}
+pub(crate) use mutated;

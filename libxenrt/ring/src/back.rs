@@ -140,6 +140,11 @@ impl<M: SharedMem, const N: usize, const REQ: usize, const RSP: usize> BackRing<
         self.slots
     }
 
+    /// The index of the first request without an answer.
+    pub fn next_response(&self) -> u32 {
+        self.rsp_prod
+    }
+
     /// Whose ring this is.
     pub fn id(&self) -> &RingId {
         &self.id

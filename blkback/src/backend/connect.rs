@@ -1,0 +1,406 @@
+//! The backend follows xenstore: finds its vbds, takes up the rings of a dead instance, resolves sources, connects and closes.
+
+use super::{Backend, BackendStats, Parts};
+use crate::Platform;
+use crate::cache;
+use crate::disk::{Disks, DriveId};
+use crate::negotiate::{self, Directory, KIND, discover, offer};
+use crate::source::{Extent, Source};
+use crate::table::{Drive, Unresolved};
+use crate::vbd::{Connection, Vbd};
+use ::backend::cache as framing;
+use ::backend::xenbus::{self, Step, state_of, step};
+use abi::io::xenbus::XenbusState;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use hw::DmaMemory;
+use ring::{Recovery, SharedMem};
+use xenstore::{Store, StoreError};
+
+/// Vbds that one backend serves.
+const MAX_VBDS: usize = 64;
+/// How long work may put off a look at xenstore, in microseconds.
+const SCAN_DELAY_US: u64 = 5_000;
+/// When a start from the cache is compared with xenstore, in microseconds after it: the requests that waited come first.
+const VERIFY_DELAY_US: u64 = 50_000;
+/// How long a drive may take to be there after a start, in microseconds.
+const DRIVE_PATIENCE_US: u64 = 10_000_000;
+
+impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
+    /// Begins to serve. Rings that an earlier instance served are taken up where they stand, before anything else is published;
+    /// then every such frontend is notified once. Where the earlier instance left word of all of them (`cache`), the store is asked
+    /// only afterwards, in one of the first turns.
+    ///
+    /// # Errors
+    /// The store did not answer; nothing can be served without it.
+    pub fn start<St: Store>(parts: Parts<P, D, M, S>, store: &mut St) -> Result<Self, StoreError> {
+        let mut recovery = Recovery::open(parts.survivor, parts.first_boot);
+        let mut platform = parts.platform;
+        let cached = cache::load(recovery.page(), parts.me).filter(|_| !parts.first_boot);
+        let known = cached.is_some();
+        let directories = match cached {
+            Some(directories) => directories,
+            None => {
+                store.watch(&xenbus::root(parts.me, KIND))?;
+                discover(store, parts.me)?
+            }
+        };
+        let mut vbds: Vec<Option<Vbd<P::Page>>> = Vec::new();
+        let mut next_epoch: u32 = 0;
+        for directory in directories.iter().take(MAX_VBDS) {
+            let mut vbd = Vbd::new(directory);
+            if step(directory.back_state, directory.front_state, false) == Step::Reattach {
+                next_epoch = next_epoch.wrapping_add(1);
+                let how = (next_epoch, &parts.config);
+                reattach(&mut platform, &mut vbd, directory, &mut recovery, how);
+            }
+            vbds.push(Some(vbd));
+        }
+        let now_us = platform.now_us();
+        let mut backend = Self {
+            me: parts.me,
+            config: parts.config,
+            drives: (0..parts.disks.drives()).map(|n| Drive::new(DriveId(n))).collect(),
+            disks: parts.disks,
+            scratch: parts.scratch,
+            survivor: recovery.finish(),
+            vbds,
+            flights: Vec::new(),
+            first: 0,
+            next_epoch,
+            scratch_of: None,
+            garbage: Vec::new(),
+            armed: false,
+            last_work_us: now_us,
+            quiet_us: 0,
+            patience_until_us: now_us.saturating_add(DRIVE_PATIENCE_US),
+            retry_us: None,
+            watching: !known,
+            scan_since_us: known.then_some(now_us.saturating_add(VERIFY_DELAY_US)),
+            ports: Vec::new(),
+            faults: Vec::new(),
+            stats: BackendStats::default(),
+            platform,
+        };
+        backend.open(store, &directories)?;
+        Ok(backend)
+    }
+
+    fn open<St: Store>(&mut self, store: &mut St, directories: &[Directory]) -> Result<(), StoreError> {
+        self.disks.interrupts_enable(false);
+        let connections = self.vbds.iter().flatten().filter_map(|vbd| vbd.connection.as_ref());
+        self.ports.extend(connections.map(|connection| connection.port));
+        self.send_events();
+        // All kicked: what follows is not in the way of anybody's requests.
+        self.remember();
+        if !self.watching {
+            return Ok(());
+        }
+        for directory in directories {
+            store.watch(&state_of(&directory.front))?;
+        }
+        for directory in directories {
+            self.follow(store, directory);
+        }
+        Ok(())
+    }
+
+    /// The store says that something at `path` changed. The next turns look at it.
+    pub fn store_changed(&mut self, path: &str) {
+        let mut relevant = path.starts_with(&xenbus::root(self.me, KIND));
+        for vbd in self.vbds.iter().flatten() {
+            let below = |directory: &str| path.strip_prefix(directory).filter(|r| r.is_empty() || r.starts_with('/'));
+            if let Some(below) = below(&vbd.back) {
+                // Of our own nodes only those that others write; the directory itself when it is made or removed.
+                relevant = matches!(below, "" | "/source" | "/mode" | "/frontend" | "/online");
+                break;
+            }
+            relevant |= below(&vbd.front).is_some();
+        }
+        if relevant {
+            self.look_again();
+        }
+    }
+
+    /// Is it time to look at the store? Requests come first, but not for ever.
+    pub(super) fn scan_due(&self, worked: bool, now_us: u64) -> bool {
+        let due = |since| now_us >= since && (!worked || now_us.saturating_sub(since) >= SCAN_DELAY_US);
+        self.scan_since_us.is_some_and(due)
+    }
+
+    /// Xenstore is to be looked at soon.
+    pub(super) fn look_again(&mut self) {
+        let now_us = self.platform.now_us();
+        self.scan_since_us = Some(self.scan_since_us.map_or(now_us, |since| since.min(now_us)));
+    }
+
+    /// Looks at the store and does what the states ask for.
+    pub(super) fn scan<St: Store>(&mut self, store: &mut St) {
+        self.scan_since_us = None;
+        let directories = match self.watch(store).and_then(|()| discover(store, self.me)) {
+            Ok(directories) => directories,
+            Err(error) => {
+                log::warn!("xenstore: {error:?}; will look again");
+                return self.look_again();
+            }
+        };
+        for slot in 0..self.vbds.len() {
+            let Some(vbd) = self.vbds.get(slot).and_then(Option::as_ref) else { continue };
+            if !directories.iter().any(|directory| vbd.is(directory)) {
+                log::info!("{vbd}: removed");
+                store.unwatch(&state_of(&vbd.front));
+                self.disconnect(slot);
+                // What the drive still has of it keeps its place.
+                if let Some(place) = self.vbds.get_mut(slot) {
+                    place.take_if(|vbd| vbd.orphans.is_empty());
+                }
+            }
+        }
+        for directory in &directories {
+            self.follow(store, directory);
+        }
+    }
+
+    /// Sets the watches that a start from the cache has left out.
+    fn watch<St: Store>(&mut self, store: &mut St) -> Result<(), StoreError> {
+        if !self.watching {
+            store.watch(&xenbus::root(self.me, KIND))?;
+            for vbd in self.vbds.iter().flatten() {
+                store.watch(&state_of(&vbd.front))?;
+            }
+            self.watching = true;
+        }
+        Ok(())
+    }
+
+    /// Leaves word of the connected vbds for the next instance.
+    fn remember(&self) {
+        let connected = self.vbds.iter().flatten().filter(|vbd| vbd.connection.is_some());
+        if connected.clone().all(|vbd| vbd.known.is_some()) {
+            cache::save(self.survivor.page(), self.me, connected.filter_map(|vbd| vbd.known.as_ref()));
+        } else {
+            framing::clear(self.survivor.page());
+        }
+    }
+
+    /// Does what the states of one vbd ask for; makes the vbd if it is new.
+    fn follow<St: Store>(&mut self, store: &mut St, directory: &Directory) {
+        let known = self.vbds.iter().position(|vbd| vbd.as_ref().is_some_and(|vbd| vbd.is(directory)));
+        let Some(slot) = known.or_else(|| self.place_for(store, directory)) else { return };
+        let Some(vbd) = self.vbds.get(slot).and_then(Option::as_ref) else { return };
+        let live = vbd.connection.is_some();
+        // What we know of our own state is newer than what was read.
+        let todo = step(vbd.state, directory.front_state, live);
+        if matches!(todo, Step::Offer | Step::Close(_)) {
+            self.disconnect(slot);
+        }
+        let orphans = self.vbds.get(slot).and_then(Option::as_ref).is_some_and(|vbd| !vbd.orphans.is_empty());
+        if orphans && todo != Step::Stay {
+            // The drive still moves data of its former life; this is looked at again when it is done.
+            return;
+        }
+        match todo {
+            Step::Stay if live => self.verify(store, slot, directory),
+            Step::Stay => {}
+            Step::Offer => self.offer(store, slot, directory),
+            Step::Connect => self.connect(store, slot, directory),
+            // Only a fresh instance could continue them, and it has tried.
+            Step::Reattach => self.say(store, slot, XenbusState::Closing),
+            Step::Close(state) => self.say(store, slot, state),
+        }
+    }
+
+    /// Compares a live vbd with what the store says of it.
+    fn verify<St: Store>(&mut self, store: &mut St, slot: usize, directory: &Directory) {
+        let Some(vbd) = self.vbds.get(slot).and_then(Option::as_ref) else { return };
+        let (Some(known), Some(connection)) = (&vbd.known, &vbd.connection) else { return };
+        if known.keys != directory.keys {
+            log::warn!("{vbd}: its frontend names another ring than that it is connected by");
+        }
+        if known.source != directory.source {
+            log::warn!("{vbd}: another source counts from its next connection on");
+        }
+        if directory.extent.is_some_and(|extent| extent != connection.extent) {
+            // It would be served the wrong sectors.
+            return self.refuse(store, slot, XenbusState::Closing, "what the last life left of it does not fit");
+        }
+        // A death between taking up the ring and saying so.
+        if directory.back_state != XenbusState::Connected {
+            self.say(store, slot, XenbusState::Connected);
+        }
+    }
+
+    fn place_for<St: Store>(&mut self, store: &mut St, directory: &Directory) -> Option<usize> {
+        let free = self.vbds.iter().position(Option::is_none);
+        let slot = free.or_else(|| (self.vbds.len() < MAX_VBDS).then_some(self.vbds.len()))?;
+        if let Err(error) = store.watch(&state_of(&directory.front)) {
+            log::warn!("xenstore: {error:?}; {} is not followed", directory.front);
+            return None;
+        }
+        if slot == self.vbds.len() {
+            self.vbds.push(None);
+        }
+        *self.vbds.get_mut(slot)? = Some(Vbd::new(directory));
+        Some(slot)
+    }
+
+    /// Writes our state node.
+    fn say<St: Store>(&mut self, store: &mut St, slot: usize, state: XenbusState) {
+        let Some(vbd) = self.vbds.get(slot).and_then(Option::as_ref) else { return };
+        let nodes = [xenbus::state(&vbd.back, state)];
+        self.write(store, slot, state, &nodes);
+    }
+
+    /// Closes a vbd and says why.
+    fn refuse<St: Store>(&mut self, store: &mut St, slot: usize, state: XenbusState, why: &str) {
+        self.disconnect(slot);
+        let Some(vbd) = self.vbds.get(slot).and_then(Option::as_ref) else { return };
+        log::error!("{vbd}: {why}; closing it");
+        let nodes = [negotiate::error(&vbd.back, why), xenbus::state(&vbd.back, state)];
+        self.write(store, slot, state, &nodes);
+    }
+
+    fn write<St: Store>(&mut self, store: &mut St, slot: usize, state: XenbusState, nodes: &[(String, String)]) {
+        let Some(vbd) = self.vbds.get_mut(slot).and_then(Option::as_mut) else { return };
+        vbd.state = state;
+        if let Err(error) = store.write(nodes) {
+            log::warn!("{vbd}: state {state:?} could not be written: {error:?}");
+        }
+    }
+
+    /// Which sectors a vbd is; `None` while that is not known, or after it was refused.
+    fn resolve<St: Store>(&mut self, store: &mut St, slot: usize, directory: &Directory) -> Option<Extent> {
+        let source = match Source::parse(&directory.source) {
+            Ok(source) => source,
+            Err(error) => {
+                self.refuse(store, slot, XenbusState::Closed, &error.to_string());
+                return None;
+            }
+        };
+        if self.is_missing(source.drive, self.platform.now_us()) {
+            self.refuse(store, slot, XenbusState::Closed, &format!("drive {} is not there", source.drive.0));
+            return None;
+        }
+        let Some(info) = self.info(source.drive) else {
+            // It may still come.
+            self.scan_since_us.get_or_insert(self.patience_until_us);
+            return None;
+        };
+        let drive = self.drives.get_mut(usize::from(source.drive.0))?;
+        match drive.resolve(&source, &info) {
+            Ok(extent) => Some(extent),
+            Err(Unresolved::Pending) => None,
+            Err(Unresolved::Never(error)) => {
+                self.refuse(store, slot, XenbusState::Closed, &error.to_string());
+                None
+            }
+        }
+    }
+
+    /// Tells the frontend what there is, once that is known.
+    fn offer<St: Store>(&mut self, store: &mut St, slot: usize, directory: &Directory) {
+        let Some(extent) = self.resolve(store, slot, directory) else { return };
+        let Some(info) = self.info(extent.drive) else { return };
+        let Some(vbd) = self.vbds.get_mut(slot).and_then(Option::as_mut) else { return };
+        vbd.extent = Some(extent);
+        vbd.read_only = directory.read_only || info.read_only;
+        let nodes = offer(&vbd.back, &extent, vbd.read_only, &info, &self.config);
+        self.write(store, slot, XenbusState::InitWait, &nodes);
+    }
+
+    fn connect<St: Store>(&mut self, store: &mut St, slot: usize, directory: &Directory) {
+        let keys = match &directory.keys {
+            Ok(keys) => keys,
+            Err(bad) => {
+                let why = format!("frontend's {} is missing or bad", bad.0);
+                return self.refuse(store, slot, XenbusState::Closing, &why);
+            }
+        };
+        let connected = self.vbds.iter().flatten().filter(|vbd| vbd.connection.is_some()).count();
+        if connected.saturating_add(1).saturating_mul(self.page_reserve()) > usize::from(self.config.mappings) {
+            return self.refuse(store, slot, XenbusState::Closing, "there is no room to map another vbd's data");
+        }
+        // Offered by us, or by an earlier life.
+        let offered = self.vbds.get(slot).and_then(|vbd| vbd.as_ref()?.extent).or(directory.extent);
+        let Some(extent) = offered.or_else(|| self.resolve(store, slot, directory)) else { return };
+        self.next_epoch = self.next_epoch.wrapping_add(1);
+        let how = (self.next_epoch, &self.config);
+        let Some(vbd) = self.vbds.get_mut(slot).and_then(Option::as_mut) else { return };
+        match Connection::open::<P, S>(&mut self.platform, vbd, (keys, extent), None, how) {
+            Err(error) => self.refuse(store, slot, XenbusState::Closing, &error.to_string()),
+            Ok((connection, _)) => {
+                log::info!(
+                    "{vbd}: connected, {} sectors of drive {} from {}",
+                    extent.sectors,
+                    extent.drive.0,
+                    extent.first
+                );
+                vbd.connection = Some(connection);
+                vbd.extent = Some(extent);
+                vbd.known = Some(Directory { extent: Some(extent), read_only: vbd.read_only, ..directory.clone() });
+                // Before anything is published in its ring: the journal's record must find it.
+                self.remember();
+                self.say(store, slot, XenbusState::Connected);
+            }
+        }
+    }
+
+    /// Closes the vbds whose frontends broke the protocol in this turn; the others do not notice.
+    pub(super) fn close_faulty<St: Store>(&mut self, store: &mut St) {
+        for (slot, fault) in core::mem::take(&mut self.faults) {
+            if self.vbds.get(slot).and_then(Option::as_ref).is_none_or(|vbd| vbd.connection.is_none()) {
+                continue;
+            }
+            self.stats.vbds_closed = self.stats.vbds_closed.saturating_add(1);
+            self.refuse(store, slot, XenbusState::Closing, &format!("frontend broke the protocol ({fault})"));
+        }
+    }
+
+    /// A drive has gone: its vbds are asked to close. Their requests fail until they do.
+    pub(super) fn close_drive<St: Store>(&mut self, store: &mut St, id: DriveId) {
+        for slot in 0..self.vbds.len() {
+            let Some(vbd) = self.vbds.get(slot).and_then(Option::as_ref) else { continue };
+            if vbd.connection.as_ref().is_some_and(|connection| connection.extent.drive == id) {
+                let why = format!("drive {} has gone", id.0);
+                let nodes = [negotiate::error(&vbd.back, &why), xenbus::state(&vbd.back, XenbusState::Closing)];
+                self.write(store, slot, XenbusState::Closing, &nodes);
+            }
+        }
+    }
+
+    /// Lets go of a vbd's ring. What the drive still has of it stays mapped until it is done.
+    fn disconnect(&mut self, slot: usize) {
+        let Some(vbd) = self.vbds.get_mut(slot).and_then(Option::as_mut) else { return };
+        let Some(connection) = vbd.connection.take() else { return };
+        let orphans = connection.close(&mut self.platform, &mut self.garbage);
+        vbd.orphans.extend(orphans);
+        vbd.known = None;
+        self.unmap();
+        self.remember();
+    }
+}
+
+/// Takes up the ring of a dead instance. Where that is not possible this one vbd is closed; [`Backend::follow`] says so.
+fn reattach<P: Platform, S: SharedMem>(
+    platform: &mut P,
+    vbd: &mut Vbd<P::Page>,
+    directory: &Directory,
+    recovery: &mut Recovery<S>,
+    how: (u32, &crate::Config),
+) {
+    let keys = match &directory.keys {
+        Ok(keys) => keys,
+        Err(bad) => return log::warn!("{vbd}: frontend's {} is missing or bad", bad.0),
+    };
+    let Some(extent) = directory.extent else { return log::warn!("{vbd}: which sectors it is was not kept") };
+    match Connection::open(platform, vbd, (keys, extent), Some(recovery), how) {
+        Ok((connection, unanswered)) => {
+            vbd.stats.reattached = 1;
+            vbd.stats.replayed = u64::from(unanswered);
+            vbd.connection = Some(connection);
+            vbd.known = Some(directory.clone());
+        }
+        Err(error) => log::warn!("{vbd}: cannot be continued ({error}); reconnecting it"),
+    }
+}

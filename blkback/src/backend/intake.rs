@@ -1,0 +1,157 @@
+//! Requests come out of the rings: each is copied once, its indirect page read once, checked, and put in its vbd's line.
+
+use super::Backend;
+use crate::disk::Disks;
+use crate::line::Request;
+use crate::request::{self, Asked, Data, Kind, Limits, Name};
+use crate::vbd::Connection;
+use crate::{MapError, MapRequest, Mapped, Platform};
+use abi::GrantRef;
+use abi::io::blkif::rsp;
+use alloc::vec::Vec;
+use hw::DmaMemory;
+use ring::SharedMem;
+
+/// What bounds requests to a drive that has gone: all of them fail.
+const NOTHING: Limits = Limits { sectors: 0, ratio: 1, read_only: true, indirect: 0, discard: false, segment_ratio: 1 };
+
+/// A slot that was taken.
+struct Fresh {
+    slot: usize,
+    name: Name,
+    limits: Limits,
+    asked: Result<Asked, i16>,
+    /// Its indirect page is among those being mapped.
+    mapping: bool,
+}
+
+impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
+    /// Takes all requests for which there is room; true if there was any.
+    pub(super) fn take_requests(&mut self) -> bool {
+        let mut fresh = Vec::new();
+        let mut maps = Vec::new();
+        for slot in 0..self.vbds.len() {
+            self.take_from(slot, &mut fresh, &mut maps);
+        }
+        let mut results = Vec::new();
+        if !maps.is_empty() {
+            self.map(&maps, &mut results);
+        }
+        let mut results = results.into_iter();
+        let any = !fresh.is_empty();
+        for fresh in fresh {
+            let page = if fresh.mapping { results.next() } else { None };
+            self.admit(fresh, page);
+        }
+        any
+    }
+
+    fn take_from(&mut self, slot: usize, fresh: &mut Vec<Fresh>, maps: &mut Vec<MapRequest>) {
+        let Some(connection) = self.vbds.get(slot).and_then(|vbd| vbd.as_ref()?.connection.as_ref()) else { return };
+        let drive = connection.extent.drive;
+        let info = self.info(drive);
+        let missing = self.is_missing(drive, self.platform.now_us());
+        let mut pages = self.page_room(slot).saturating_sub(maps.len());
+        let Some(vbd) = self.vbds.get_mut(slot).and_then(Option::as_mut) else { return };
+        let frontend = vbd.frontend;
+        let Some(connection) = &mut vbd.connection else { return };
+        connection.stalled = false;
+        let limits = match info {
+            Some(info) => connection.limits(&info, &self.config),
+            None if missing => NOTHING,
+            None => {
+                connection.stalled = true;
+                return;
+            }
+        };
+        loop {
+            // Any request may have an indirect page.
+            if pages == 0 {
+                if !connection.grants.evict(&mut self.garbage) {
+                    connection.stalled = true;
+                    return;
+                }
+                pages = 1;
+            }
+            let words = match connection.ring.take() {
+                Ok(Some((_, words))) => words,
+                Ok(None) => return,
+                Err(fault) => return self.faults.push((slot, fault)),
+            };
+            let name = Name::of(&words);
+            let asked = request::parse(&words, &limits);
+            let mut mapping = false;
+            if let Ok(Asked { data: Data::Indirect(gref, _), .. }) = &asked
+                && !connection.grants.has(*gref)
+            {
+                // Kept ones are mapped for both directions, as their owner grants them, and for whatever they are used later.
+                let readonly = !connection.grants.persistent();
+                maps.push(MapRequest { dom: frontend, gref: *gref, readonly, device: !readonly });
+                pages = pages.saturating_sub(1);
+                mapping = true;
+            }
+            fresh.push(Fresh { slot, name, limits, asked, mapping });
+        }
+    }
+
+    fn admit(&mut self, fresh: Fresh, page: Option<Result<Mapped<P::Page>, MapError>>) {
+        let Some(vbd) = self.vbds.get_mut(fresh.slot).and_then(Option::as_mut) else { return };
+        let Some(connection) = &mut vbd.connection else { return };
+        let limits = fresh.limits;
+        let checked = fresh.asked.and_then(|asked| {
+            let (kind, first) = (asked.kind, asked.first);
+            let segments = match asked.data {
+                Data::None(sectors) => return Ok((kind, first, sectors, Vec::new())),
+                Data::Direct(segments) => segments,
+                Data::Indirect(gref, count) => {
+                    let read = |page: &P::Page| request::segments(count, |at| page.read(at));
+                    read_indirect(connection, gref, page, &mut self.garbage, read).ok_or(rsp::ERROR)?
+                }
+            };
+            let sectors = request::measure(&limits, kind, first, &segments)?;
+            Ok((kind, first, sectors, segments))
+        });
+        let index = connection.line.next();
+        match checked {
+            Ok((kind, first, sectors, segments)) => {
+                let waits = connection.line.push(Request::new(fresh.name, kind, first, sectors, segments));
+                vbd.stats.overlaps = vbd.stats.overlaps.saturating_add(u64::from(waits));
+            }
+            Err(status) => {
+                connection.line.push(Request::new(fresh.name, Kind::Refused, 0, 0, Vec::new()));
+                if let Err(fault) = connection.finish(&mut vbd.stats, index, status, &mut self.garbage) {
+                    self.faults.push((fresh.slot, fault));
+                }
+            }
+        }
+        vbd.stats.max_depth = vbd.stats.max_depth.max(connection.line.len() as u32);
+    }
+
+    /// One call maps all of these.
+    pub(super) fn map(&mut self, maps: &[MapRequest], results: &mut Vec<Result<Mapped<P::Page>, MapError>>) {
+        self.stats.map_calls = self.stats.map_calls.saturating_add(1);
+        self.stats.maps = self.stats.maps.saturating_add(maps.len() as u64);
+        self.platform.map(maps, results);
+    }
+}
+
+/// Reads an indirect page, kept or mapped for it. `None` where its grant was bad.
+fn read_indirect<M: SharedMem, R>(
+    connection: &mut Connection<M>,
+    gref: GrantRef,
+    page: Option<Result<Mapped<M>, MapError>>,
+    garbage: &mut Vec<M>,
+    read: impl Fn(&M) -> R,
+) -> Option<R> {
+    let held = match connection.grants.reuse(gref) {
+        Some((held, _)) => {
+            // Mapped as well for another request of this turn: that one is kept.
+            garbage.extend(page.and_then(Result::ok).map(|mapped| mapped.page));
+            held
+        }
+        None => connection.grants.take_in(gref, page?.ok()?, garbage).0,
+    };
+    let words = connection.grants.page(&held).map(read);
+    connection.grants.release(held, garbage);
+    words
+}

@@ -1,0 +1,223 @@
+//! The requests of a vbd that were taken and are not answered yet, in ring order, and who must wait for whom.
+//!
+//! A request that overlaps an earlier one, with a write among the two, waits until the earlier one's answer is *published*, not only until
+//! it is done: a fresh instance does again all that was not published, and a read done again after a later write of the same sectors
+//! would see what comes after it. The same holds for all that follows a barrier. Responses are published in ring order, so one index says
+//! for whom a request waits. A flush waits until all modifications before it are *done*: being done again does them no harm.
+
+use crate::disk::Segment as DeviceSegment;
+use crate::request::{Kind, Name};
+use abi::io::blkif::Segment;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+/// How far a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Not begun.
+    Waiting,
+    /// The drive's cache is (to be) flushed for it.
+    Flushing,
+    /// Its data may move, or moves.
+    Moving,
+    /// Its response waits for its turn.
+    Answered,
+}
+
+/// A request.
+pub(crate) struct Request<H> {
+    pub name: Name,
+    pub kind: Kind,
+    pub first: u64,
+    /// 0 for a pure flush.
+    pub sectors: u64,
+    pub segments: Vec<Segment>,
+    pub phase: Phase,
+    /// It waits until this index is published.
+    after: Option<u32>,
+    /// What is mapped for it.
+    pub held: Vec<H>,
+    /// The same as the drive sees it; empty until mapped.
+    pub data: Vec<DeviceSegment>,
+    /// Bytes given to the drive so far.
+    pub given: u64,
+    /// Commands that the drive has of it.
+    pub out: u32,
+    /// The first error of one of them.
+    pub error: Option<i16>,
+}
+
+impl<H> Request<H> {
+    pub fn new(name: Name, kind: Kind, first: u64, sectors: u64, segments: Vec<Segment>) -> Self {
+        let phase = if kind == Kind::Refused { Phase::Answered } else { Phase::Waiting };
+        let (held, data) = (Vec::new(), Vec::new());
+        Self { name, kind, first, sectors, segments, phase, after: None, held, data, given: 0, out: 0, error: None }
+    }
+
+    /// Does it change the disk?
+    fn modifies(&self) -> bool {
+        match self.kind {
+            Kind::Write | Kind::Discard => true,
+            Kind::Flush | Kind::Barrier => self.sectors > 0,
+            Kind::Read | Kind::Refused => false,
+        }
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        // Both are within the vbd: no overflow.
+        let end = |request: &Self| request.first.saturating_add(request.sectors);
+        self.first < end(other) && other.first < end(self)
+    }
+
+    /// Bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.sectors.saturating_mul(u64::from(abi::io::blkif::SECTOR_SIZE))
+    }
+
+    /// The drive has all of it.
+    pub fn is_given(&self) -> bool {
+        self.given >= self.len_bytes()
+    }
+
+    /// The device forgot what it was given: again from the begin.
+    pub fn again(&mut self) {
+        (self.given, self.out, self.error) = (0, 0, None);
+    }
+}
+
+/// See the module's head.
+pub(crate) struct Line<H> {
+    requests: VecDeque<Request<H>>,
+    /// Ring index of the first.
+    first: u32,
+}
+
+impl<H> Line<H> {
+    /// Of a ring whose next response has this index.
+    pub fn new(first: u32) -> Self {
+        Self { requests: VecDeque::new(), first }
+    }
+
+    pub fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// The index of the request that is pushed next.
+    pub fn next(&self) -> u32 {
+        self.first.wrapping_add(self.requests.len() as u32)
+    }
+
+    /// Ring indices of all, in order.
+    pub fn indices(&self) -> impl Iterator<Item = u32> + use<H> {
+        let first = self.first;
+        (0..self.requests.len() as u32).map(move |n| first.wrapping_add(n))
+    }
+
+    pub fn get(&self, index: u32) -> Option<&Request<H>> {
+        self.requests.get(index.wrapping_sub(self.first) as usize)
+    }
+
+    pub fn get_mut(&mut self, index: u32) -> Option<&mut Request<H>> {
+        self.requests.get_mut(index.wrapping_sub(self.first) as usize)
+    }
+
+    /// Puts a request at the end; true if it has to wait for an earlier one.
+    pub fn push(&mut self, mut request: Request<H>) -> bool {
+        let bound = |earlier: &Request<H>| {
+            earlier.kind == Kind::Barrier || (earlier.modifies() || request.modifies()) && earlier.overlaps(&request)
+        };
+        let places = (0..self.requests.len() as u32).zip(&self.requests);
+        let last = places.filter(|(_, earlier)| bound(earlier)).map(|(n, _)| n).next_back();
+        request.after = last.map(|n| self.first.wrapping_add(n)).filter(|_| !crate::mutated!(NoOverlapOrder));
+        let waits = request.after.is_some();
+        self.requests.push_back(request);
+        waits
+    }
+
+    /// May its work begin?
+    pub fn may_begin(&self, index: u32) -> bool {
+        let Some(request) = self.get(index) else { return false };
+        if request.after.is_some_and(|after| self.get(after).is_some_and(|earlier| self.holds_back(earlier))) {
+            return false;
+        }
+        let before = self.requests.iter().take(index.wrapping_sub(self.first) as usize);
+        let mut unfinished = before.filter(|earlier| earlier.phase != Phase::Answered);
+        match request.kind {
+            Kind::Barrier => unfinished.next().is_none(),
+            Kind::Flush => crate::mutated!(EarlyFlush) || !unfinished.any(Request::modifies),
+            _ => true,
+        }
+    }
+
+    /// A request in the line is not published.
+    fn holds_back(&self, earlier: &Request<H>) -> bool {
+        !crate::mutated!(ReleaseWhenDone) || earlier.phase != Phase::Answered
+    }
+
+    /// The first `count` responses were published; gives their requests back.
+    pub fn published(&mut self, count: u32) -> impl Iterator<Item = Request<H>> + use<'_, H> {
+        let count = (count as usize).min(self.requests.len());
+        self.first = self.first.wrapping_add(count as u32);
+        self.requests.drain(..count)
+    }
+
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Request<H>> {
+        self.requests.iter_mut()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(requests: &[(Kind, u64, u64)]) -> Line<()> {
+        let mut line = Line::new(u32::MAX);
+        for &(kind, first, sectors) in requests {
+            line.push(Request::new(Name::default(), kind, first, sectors, Vec::new()));
+        }
+        line
+    }
+
+    fn begin(line: &Line<()>) -> Vec<bool> {
+        line.indices().map(|index| line.may_begin(index)).collect()
+    }
+
+    fn done(line: &mut Line<()>, place: u32) {
+        line.get_mut(u32::MAX.wrapping_add(place)).unwrap().phase = Phase::Answered;
+    }
+
+    use Kind::{Barrier, Discard, Flush, Read, Write};
+
+    #[test]
+    fn overlaps_wait_for_the_answer_and_others_do_not() {
+        let mut line =
+            line(&[(Read, 0, 8), (Write, 7, 2), (Write, 20, 1), (Read, 0, 7), (Read, 8, 1), (Discard, 8, 9)]);
+        assert_eq!(begin(&line), [true, false, true, true, false, false]);
+        done(&mut line, 0);
+        assert!(!begin(&line)[1], "the read is done, but a restart would do it again");
+        assert_eq!(line.published(1).count(), 1);
+        assert_eq!(begin(&line), [true, true, true, false, false]);
+    }
+
+    #[test]
+    fn a_flush_waits_for_modifications_before_it() {
+        let mut line = line(&[(Write, 0, 1), (Read, 5, 1), (Flush, 0, 0), (Write, 9, 1), (Flush, 0, 0)]);
+        assert_eq!(begin(&line), [true, true, false, true, false]);
+        done(&mut line, 0);
+        assert_eq!(begin(&line), [true, true, true, true, false]);
+        done(&mut line, 3);
+        assert!(begin(&line)[4], "not for the other flush, nor for reads");
+    }
+
+    #[test]
+    fn a_barrier_orders_both_sides() {
+        let mut line = line(&[(Read, 5, 1), (Barrier, 9, 1), (Read, 7, 1), (Flush, 0, 0)]);
+        assert_eq!(begin(&line), [true, false, false, false]);
+        done(&mut line, 0);
+        assert_eq!(begin(&line)[1..], [true, false, false]);
+        done(&mut line, 1);
+        assert_eq!(begin(&line)[1..], [true, false, false], "not before its answer is published");
+        assert_eq!(line.published(2).count(), 2);
+        assert_eq!(begin(&line), [true, true]);
+    }
+}
