@@ -152,7 +152,7 @@ impl Channel {
     fn list(&mut self, segments: &[Segment]) -> Option<GrantedPage> {
         let page = match self.lists.pop() {
             Some(page) => page,
-            None => GrantedPage::alloc(self.backend, Access::ReadOnly).ok()?,
+            None => GrantedPage::alloc(self.backend, Access::ReadWrite).ok()?,
         };
         for (i, segment) in segments.iter().enumerate() {
             let [gref, place] = segment.to_words();
