@@ -379,18 +379,20 @@ impl Port {
     }
 
     /// Fault injection: a read into `addr`, whatever else the port does. Without queuing, from a command list that was restarted, it is
-    /// the next thing the drive does.
+    /// the next thing the drive does. In two slots: a command of before, say a long flush, may end now and take the issue bit of its slot along.
     pub(crate) fn stray<M: Mmio, D: DmaMemory, C: Clock>(&self, hw: &Hw<M, D, C>, addr: u64) {
         let (Some(memory), Some(info)) = (self.memory, self.info()) else { return };
         self.halt(hw);
         hw.clock.pause_us(STRAY_PAUSE_US);
         let target = Segment { addr: addr & !u64::from(ALIGN.wrapping_sub(1)), len: info.sector_size };
-        memory.command(&hw.dma, 0, &fis::read(0, 1));
-        let prds = memory.regions(&hw.dma, 0, &[target]);
-        memory.header(&hw.dma, 0, Data::In, prds);
+        for slot in [0, 1] {
+            memory.command(&hw.dma, slot, &fis::read(0, 1));
+            let prds = memory.regions(&hw.dma, slot, &[target]);
+            memory.header(&hw.dma, slot, Data::In, prds);
+        }
         let cmd = PortCmd::from_bits_retain(hw.read(self.index, regs::PXCMD));
         hw.write(self.index, regs::PXCMD, (cmd | PortCmd::ST).bits());
-        hw.write(self.index, regs::PXCI, 1);
+        hw.write(self.index, regs::PXCI, 0b11);
     }
 
     /// See `Disks::change`.
