@@ -3,6 +3,7 @@
 //! Guest frames are machine frames (an identity map), so that a leak shows as the wrong domain's bytes and not as a fault
 //! of the simulation. Event channels, grants and frame ownership are `hv-core`'s.
 
+use abi::evtchn::status::INTERDOMAIN;
 use abi::grant::{
     GNTCOPY_DEST_GREF, GNTCOPY_SOURCE_GREF, GTF_PERMIT_ACCESS, GTF_READING, GTF_READONLY, GTF_WRITING, GrantCopy,
     status,
@@ -53,6 +54,9 @@ impl EntryTable for Table {
     }
 }
 
+/// Ports a domain may have.
+const MAX_PORTS: u32 = 64;
+
 /// What the hypervisor keeps.
 pub struct Hypervisor {
     pub frames: FrameTable<'static>,
@@ -60,6 +64,18 @@ pub struct Hypervisor {
     pub grants: Grants,
     pub tables: BTreeMap<DomId, Rc<Table>>,
     pub pending: BTreeSet<(DomId, EvtchnPort)>,
+}
+
+impl Hypervisor {
+    /// A port of `dom` whose other end does not name it.
+    pub fn one_sided(&self, dom: DomId) -> Option<EvtchnPort> {
+        let other = |dom, port| {
+            let status = self.evtchn.status(dom, port).ok().filter(|s| s.status == INTERDOMAIN)?;
+            Some((DomId(status.u0 as u16), EvtchnPort(status.u1)))
+        };
+        let ports = (0..=MAX_PORTS).map(EvtchnPort);
+        ports.into_iter().find(|&port| other(dom, port).is_some_and(|(d, p)| other(d, p) != Some((dom, port))))
+    }
 }
 
 /// A small generator; the same seed gives the same history.
@@ -145,7 +161,7 @@ impl World {
 
     pub fn add_domain(&self, dom: DomId) {
         let mut hv = self.hv.borrow_mut();
-        hv.evtchn.add_domain(dom, 1, 64);
+        hv.evtchn.add_domain(dom, 1, MAX_PORTS);
         hv.grants.add_domain(dom, 64);
         hv.tables.insert(dom, Rc::new(Table(RefCell::new(vec![[0; 2]; ENTRIES]))));
     }
@@ -154,8 +170,8 @@ impl World {
     pub fn remove_domain(&self, dom: DomId, frames: &[Mfn]) {
         let mut hv = self.hv.borrow_mut();
         hv.evtchn.close_all(dom);
-        hv.evtchn.remove_domain(dom);
-        hv.grants.remove_domain(dom);
+        // Its number may be given again: the next of that number begins with fresh tables.
+        hv.grants.forget_grantor(dom);
         hv.tables.remove(&dom);
         hv.pending.retain(|(of, _)| *of != dom);
         for &mfn in frames {
