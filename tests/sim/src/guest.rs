@@ -4,11 +4,12 @@ mod hostile;
 mod receive;
 mod send;
 
+use crate::own::Own;
 use crate::wire::{self, Mac, Seen};
 use crate::world::{BACKEND, World};
-use abi::{DomId, EvtchnPort, GrantRef, PAGE_SIZE};
+use abi::{DomId, EvtchnPort, GrantRef};
 use hv_core::Mfn;
-use ring::{RxFrontRing, SharedMem, TxFrontRing};
+use ring::{RxFrontRing, TxFrontRing};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -35,32 +36,6 @@ pub struct Nature {
     pub packets: u32,
     /// Breaks the protocol when it can.
     pub hostile: bool,
-}
-
-/// A page of the guest's own.
-#[derive(Clone)]
-struct Own(Rc<World>, Mfn);
-
-impl Own {
-    fn addr(&self, offset: usize) -> u64 {
-        self.1.0 * PAGE_SIZE as u64 + offset as u64
-    }
-}
-
-impl SharedMem for Own {
-    fn read(&self, offset: usize) -> u32 {
-        self.0.read32(self.addr(offset))
-    }
-    fn write(&self, offset: usize, value: u32) {
-        self.0.write32(self.addr(offset), value);
-    }
-    fn load_acquire(&self, offset: usize) -> u32 {
-        self.read(offset)
-    }
-    fn store_release(&self, offset: usize, value: u32) {
-        self.write(offset, value);
-    }
-    fn fence(&self) {}
 }
 
 /// What stands in a TX slot.

@@ -7,10 +7,14 @@
 //! [`scenario`] puts them together, runs them in an order that a seed chooses, restarts the driver domain when it dies,
 //! and says what must hold: each slot answered exactly once, no byte of one domain in another's hands, neighbours of a
 //! misbehaving peer served, and an end to all work.
+//!
+//! [`blk`] is the same for disks.
 #![forbid(unsafe_code)]
 
+pub mod blk;
 pub mod guest;
 pub mod nic;
+pub mod own;
 pub mod platform;
 pub mod scenario;
 pub mod store;

@@ -5,7 +5,9 @@ use crate::world::{BACKEND, World};
 use abi::grant::GrantCopy;
 use abi::{DomId, Errno, EvtchnPort, GrantRef, PAGE_SIZE};
 use backend::Runtime;
+use blkback::{MapError, MapRequest, Mapped};
 use hv_core::Mfn;
+use hv_core::grants::GrantError;
 use netback::{Area, Platform};
 use ring::SharedMem;
 use std::rc::Rc;
@@ -138,5 +140,34 @@ impl Area for Packets {
     fn write(&mut self, offset: usize, bytes: &[u8]) {
         assert!(offset + bytes.len() <= self.len);
         self.world.write(self.base + offset as u64, bytes);
+    }
+}
+
+impl blkback::Platform for Calls {
+    type Page = Page;
+
+    fn map(&mut self, requests: &[MapRequest], results: &mut Vec<Result<Mapped<Page>, MapError>>) {
+        self.0.point();
+        for request in requests {
+            self.0.access(); // peers do not stand still during the call
+            let MapRequest { dom, gref, readonly, device } = *request;
+            let mapped = self.0.map_for(BACKEND, dom, gref, readonly, device);
+            results.push(match mapped {
+                Ok((mfn, handle)) => {
+                    let mapping = Some((handle, self.0.generation.get()));
+                    let page = Page { world: self.0.clone(), mfn, mapping };
+                    Ok(Mapped { page, device_addr: if device { mfn.0 * PAGE_SIZE as u64 } else { 0 } })
+                }
+                Err(GrantError::NoHandle) => Err(MapError::NoRoom),
+                Err(error) => Err(MapError::Refused(error.status())),
+            });
+        }
+        self.0.point();
+    }
+
+    fn unmap(&mut self, pages: &mut Vec<Page>) {
+        self.0.point();
+        pages.clear();
+        self.0.point();
     }
 }

@@ -121,6 +121,8 @@ pub struct World {
     pub lose_events: Cell<u32>,
     /// Numbers of guests whose frames may hold anything.
     pub hostile: RefCell<BTreeSet<u8>>,
+    /// Frames mapped for the device, by handle, and whether only to be read.
+    reach: RefCell<BTreeMap<u32, (Mfn, bool)>>,
     /// What went wrong, first things first.
     pub failures: RefCell<Vec<String>>,
 }
@@ -149,6 +151,7 @@ impl World {
             hook_one_in: Cell::new(0),
             lose_events: Cell::new(0),
             hostile: RefCell::default(),
+            reach: RefCell::default(),
             failures: RefCell::default(),
         });
         world.add_domain(BACKEND);
@@ -162,7 +165,7 @@ impl World {
     pub fn add_domain(&self, dom: DomId) {
         let mut hv = self.hv.borrow_mut();
         hv.evtchn.add_domain(dom, 1, MAX_PORTS);
-        hv.grants.add_domain(dom, 64);
+        hv.grants.add_domain(dom, 1024);
         hv.tables.insert(dom, Rc::new(Table(RefCell::new(vec![[0; 2]; ENTRIES]))));
     }
 
@@ -297,6 +300,14 @@ impl World {
         table.0.borrow_mut()[gref.0 as usize] = [header, mfn.0 as u32];
     }
 
+    /// As [`grant`](Self::grant), unless the entry is there already.
+    pub fn grant_unless_there(&self, dom: DomId, gref: GrantRef, mfn: Mfn, readonly: bool) {
+        let table = self.hv.borrow().tables[&dom].clone();
+        if table.header(gref) == Some(0) {
+            self.grant(dom, gref, mfn, readonly);
+        }
+    }
+
     /// Ends a grant; false if the entry is in use (and stays).
     pub fn revoke(&self, dom: DomId, gref: GrantRef) -> bool {
         let table = self.hv.borrow().tables[&dom].clone();
@@ -332,12 +343,29 @@ impl World {
 
     /// Maps a granted frame; the frame and its handle.
     pub fn map(&self, user: DomId, grantor: DomId, gref: GrantRef) -> Result<(Mfn, u32), GrantError> {
-        let access = self.acquire(user, grantor, gref, false)?;
+        self.map_for(user, grantor, gref, false, false)
+    }
+
+    /// Maps a granted frame, perhaps only to read it, perhaps for the device as well.
+    pub fn map_for(
+        &self,
+        user: DomId,
+        grantor: DomId,
+        gref: GrantRef,
+        readonly: bool,
+        device: bool,
+    ) -> Result<(Mfn, u32), GrantError> {
+        let access = self.acquire(user, grantor, gref, readonly)?;
         let mfn = access.mfn();
-        let place = Place { gfn: Gfn(mfn.0), host: true, device: false };
+        let place = Place { gfn: Gfn(mfn.0), host: true, device };
         let held = self.hv.borrow_mut().grants.hold(place, access);
         match held {
-            Ok(handle) => Ok((mfn, handle)),
+            Ok(handle) => {
+                if device {
+                    self.reach.borrow_mut().insert(handle, (mfn, readonly));
+                }
+                Ok((mfn, handle))
+            }
             Err(access) => {
                 self.release(access);
                 Err(GrantError::NoHandle)
@@ -345,7 +373,14 @@ impl World {
         }
     }
 
+    /// Does the IOMMU let the device read, or write, that frame? Its own domain's memory it does.
+    pub fn device_reaches(&self, mfn: Mfn, write: bool) -> bool {
+        let own = self.owner(mfn.0 * PAGE_SIZE as u64) == Some(BACKEND);
+        own || self.reach.borrow().values().any(|&(reached, readonly)| reached == mfn && !(write && readonly))
+    }
+
     pub fn unmap(&self, user: DomId, handle: u32, mfn: Mfn) {
+        self.reach.borrow_mut().remove(&handle);
         let mapping = self.hv.borrow_mut().grants.unmap(user, handle, Gfn(mfn.0));
         if let Ok(mapping) = mapping {
             self.release(mapping.access);
@@ -393,6 +428,7 @@ impl World {
     /// The driver domain is dead: what DESIGN §4 takes from it before it starts again.
     pub fn take_back(&self, dom: DomId) {
         self.generation.set(self.generation.get() + 1);
+        self.reach.borrow_mut().clear();
         let mappings = self.hv.borrow_mut().grants.take_back_all(dom);
         for mapping in mappings {
             self.release(mapping.access);
