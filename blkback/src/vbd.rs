@@ -15,6 +15,9 @@ use alloc::vec::Vec;
 use core::fmt;
 use ring::{AttachError, BlkBackRing, Pages, Recovery, RingFault, RingId, RingKind, SharedMem};
 
+/// Indirect pages kept mapped for one vbd.
+const KEPT_LISTS: usize = 64;
+
 /// Counters of a vbd, since this instance of the domain began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VbdStats {
@@ -101,6 +104,8 @@ pub(crate) struct Connection<M> {
     pub epoch: u32,
     pub line: Line<Held<M>>,
     pub grants: Grants<M>,
+    /// Indirect pages: only read, and only by us, whatever their owner allows.
+    pub lists: Grants<M>,
     /// Commands that the drive has.
     pub out: usize,
     /// Bytes it may move before the others have their turn.
@@ -159,13 +164,25 @@ impl<M> Vbd<M> {
     /// Pages mapped.
     pub fn mapped(&self) -> usize {
         let orphans = self.orphans.iter().fold(0, |n: usize, orphans| n.saturating_add(orphans.pages.len()));
-        self.connection.as_ref().map_or(0, |connection| connection.grants.mapped()).saturating_add(orphans)
+        self.connection.as_ref().map_or(0, Connection::mapped).saturating_add(orphans)
     }
 }
 
 impl<M> fmt::Display for Vbd<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "vbd{}.{}", self.frontend, self.device)
+    }
+}
+
+impl<M> Connection<M> {
+    /// Pages mapped, without the ring's.
+    pub fn mapped(&self) -> usize {
+        self.grants.mapped().saturating_add(self.lists.mapped())
+    }
+
+    /// Gives up a page that is only kept; false if there is none.
+    pub fn evict(&mut self, garbage: &mut Vec<M>) -> bool {
+        self.grants.evict(garbage) || self.lists.evict(garbage)
     }
 }
 
@@ -211,6 +228,7 @@ impl<M: SharedMem> Connection<M> {
             read_only: vbd.read_only,
             epoch,
             grants: Grants::new(kept),
+            lists: Grants::new(kept.min(KEPT_LISTS)),
             out: 0,
             deficit: 0,
             stalled: false,
@@ -227,6 +245,7 @@ impl<M: SharedMem> Connection<M> {
                 self.grants.release(held, &mut pages);
             }
         }
+        garbage.extend(self.lists.into_kept());
         pages.extend(self.grants.into_kept());
         if self.out == 0 {
             garbage.append(&mut pages);

@@ -37,7 +37,8 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     pub fn start<St: Store>(parts: Parts<P, D, M, S>, store: &mut St) -> Result<Self, StoreError> {
         let mut recovery = Recovery::open(parts.survivor, parts.first_boot);
         let mut platform = parts.platform;
-        let cached = cache::load(recovery.page(), parts.me).filter(|_| !parts.first_boot);
+        // Where nobody was connected, nobody is kept waiting by a look at the store.
+        let cached = cache::load(recovery.page(), parts.me).filter(|kept| !parts.first_boot && !kept.is_empty());
         let known = cached.is_some();
         let directories = match cached {
             Some(directories) => directories,

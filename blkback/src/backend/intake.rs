@@ -67,7 +67,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         loop {
             // Any request may have an indirect page.
             if pages == 0 {
-                if !connection.grants.evict(&mut self.garbage) {
+                if !connection.evict(&mut self.garbage) {
                     connection.stalled = true;
                     return;
                 }
@@ -82,11 +82,9 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
             let asked = request::parse(&words, &limits);
             let mut mapping = false;
             if let Ok(Asked { data: Data::Indirect(gref, _), .. }) = &asked
-                && !connection.grants.has(*gref)
+                && !connection.lists.has(*gref)
             {
-                // Kept ones are mapped for both directions, as their owner grants them, and for whatever they are used later.
-                let readonly = !connection.grants.persistent();
-                maps.push(MapRequest { dom: frontend, gref: *gref, readonly, device: !readonly });
+                maps.push(MapRequest { dom: frontend, gref: *gref, readonly: true, device: false });
                 pages = pages.saturating_sub(1);
                 mapping = true;
             }
@@ -143,15 +141,15 @@ fn read_indirect<M: SharedMem, R>(
     garbage: &mut Vec<M>,
     read: impl Fn(&M) -> R,
 ) -> Option<R> {
-    let held = match connection.grants.reuse(gref) {
+    let held = match connection.lists.reuse(gref) {
         Some((held, _)) => {
             // Mapped as well for another request of this turn: that one is kept.
             garbage.extend(page.and_then(Result::ok).map(|mapped| mapped.page));
             held
         }
-        None => connection.grants.take_in(gref, page?.ok()?, garbage).0,
+        None => connection.lists.take_in(gref, page?.ok()?, garbage).0,
     };
-    let words = connection.grants.page(&held).map(read);
-    connection.grants.release(held, garbage);
+    let words = connection.lists.page(&held).map(read);
+    connection.lists.release(held, garbage);
     words
 }

@@ -63,7 +63,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
                         true => request.segments.iter().filter(|s| !connection.grants.has(s.gref)).count(),
                         false => 0,
                     };
-                    while wanted > pages && connection.grants.evict(&mut self.garbage) {
+                    while wanted > pages && connection.evict(&mut self.garbage) {
                         // It counts as garbage until it is unmapped, which comes before anything is mapped.
                         pages = pages.saturating_add(1);
                     }

@@ -184,7 +184,10 @@ fn hostile_neighbours_reach_nothing_and_delay_nobody() {
         scenario.guest_deaths = if seed % 5 == 0 { 300 } else { 0 };
         let outcome = holds(&scenario);
         assert_eq!((outcome.reconnects, outcome.errors), (0, 0), "an honest guest noticed: {scenario:?}");
-        assert!(outcome.last_done[..2].iter().all(|&done| done > 0), "an honest guest did not come to its end: {outcome:?}");
+        assert!(
+            outcome.last_done[..2].iter().all(|&done| done > 0),
+            "an honest guest did not come to its end: {outcome:?}"
+        );
         closed += outcome.closed;
         with += outcome.last_done[..2].iter().sum::<u64>();
     }

@@ -461,7 +461,8 @@ impl Guest {
             self.world.write32(at, a);
             self.world.write32(at + 4, b);
         }
-        self.world.grant_unless_there(self.dom, list_gref(list), mfn, !self.nature.persistent);
+        // Our own frontend grants its lists only to be read, Linux for both.
+        self.world.grant_unless_there(self.dom, list_gref(list), mfn, self.nature.order > 0 || !self.nature.persistent);
         let mut form =
             Indirect { operation: op::INDIRECT, indirect_op, id, sector_number: out.first, ..Default::default() };
         form.nr_segments = out.segments.len() as u16;

@@ -220,7 +220,7 @@ pub fn run(scenario: &Scenario) -> Outcome {
 impl Machine {
     /// Everybody moves in an order that chance chooses, until all that was planned is under way; true if the power failed.
     fn mix(&mut self, scenario: &Scenario) -> bool {
-        for step in 1..=20_000u64 {
+        for step in 1..=100_000u64 {
             let world = self.world.clone();
             let dice = |n| world.chance.borrow_mut().below(n);
             let count = scenario.guests.len() as u32;
