@@ -113,7 +113,7 @@ mod tests {
                 lens.iter().enumerate().map(|(n, len)| Segment { addr: n as u64 * 8192, len: len * 512 }).collect();
             let total: u64 = data.iter().map(|s| u64::from(s.len)).sum();
             let size = u64::from(info.sector_size);
-            if total % size != 0 {
+            if !total.is_multiple_of(size) {
                 data.push(Segment { addr: 1 << 30, len: (size - total % size) as u32 });
             }
             let total: u64 = data.iter().map(|s| u64::from(s.len)).sum();
@@ -127,7 +127,7 @@ mod tests {
                     prop_assert!(big && pieces < 8, "a 4 KiB sector in pieces of less");
                     return Ok(());
                 }
-                prop_assert!(command.len() <= max_segments.into() && len % info.sector_size == 0);
+                prop_assert!(command.len() <= max_segments.into() && len.is_multiple_of(info.sector_size));
                 prop_assert!(len / info.sector_size <= max_sectors);
                 prop_assert!(command.iter().all(|s| s.len <= info.max_segment && s.len > 0));
                 prop_assert_eq!(command.iter().map(|s| s.len).sum::<u32>(), len);

@@ -128,7 +128,7 @@ mod tests {
         let mut grants = Grants::new(2);
         let mut garbage = Vec::new();
         let page = |n: u32| Mapped { page: n, device_addr: u64::from(n) };
-        let mut take =
+        let take =
             |grants: &mut Grants<u32>, garbage: &mut Vec<u32>, n| grants.take_in(GrantRef(n), page(n), garbage).0;
         let (a, b) = (take(&mut grants, &mut garbage, 1), take(&mut grants, &mut garbage, 2));
         let c = take(&mut grants, &mut garbage, 3);

@@ -3,7 +3,7 @@
 use blkback::mutation::{Mutation, with};
 use sim::blk::disk::Shape;
 use sim::blk::guest::Nature;
-use sim::blk::scenario::{Outcome, Scenario, run};
+use sim::blk::scenario::{Outcome, SECTORS, Scenario, place, run};
 
 fn holds(scenario: &Scenario) -> Outcome {
     let outcome = run(scenario);
@@ -194,6 +194,90 @@ fn hostile_neighbours_reach_nothing_and_delay_nobody() {
     println!("{closed} vbds closed; steps {without} without, {with} with a hostile neighbour");
     assert!(closed > 50, "{closed}");
     assert!(with < without * 4, "{with} {without}");
+}
+
+#[test]
+fn a_flood_of_requests_does_not_starve_a_neighbour() {
+    let (mut alone, mut beside) = (0, 0);
+    for seed in 0..30u64 {
+        let mut scenario = Scenario { seed, ..Scenario::default() };
+        scenario.guests.truncate(1);
+        alone += holds(&scenario).last_done[0];
+        let flood = Nature { order: 2, requests: 600, ..scenario.guests[0] };
+        scenario.guests.push(flood);
+        let done = holds(&scenario).last_done;
+        assert!(done[0] * 3 < done[1], "{done:?}");
+        beside += done[0];
+    }
+    println!("{alone} steps alone, {beside} beside a flood");
+    assert!(beside < alone * 4, "{alone} {beside}");
+}
+
+/// A table of two partitions, the vbds of the first two guests, with the backup at the end.
+fn partitioned(sectors: u64) -> Vec<(usize, Vec<u8>)> {
+    use gpt_disk_types::{
+        Crc32, GptHeader, GptHeaderRevision, GptHeaderSignature, GptPartitionEntry, GptPartitionType,
+    };
+    use gpt_disk_types::{Guid, LbaLe, U32Le};
+    let entry = |n: usize, name: &str| {
+        let mut entry = GptPartitionEntry {
+            partition_type_guid: GptPartitionType(Guid::from_bytes([0xAA; 16])),
+            unique_partition_guid: Guid::from_bytes([n as u8 + 1; 16]),
+            starting_lba: LbaLe::from_u64(place(n)),
+            ending_lba: LbaLe::from_u64(place(n) + SECTORS - 1),
+            ..GptPartitionEntry::default()
+        };
+        let mut label = entry.name;
+        name.chars().enumerate().for_each(|(at, c)| label.set_char(at, c).expect("a short name"));
+        entry.name = label;
+        entry
+    };
+    let mut array = vec![0; 128 * 128];
+    for (at, entry) in [entry(0, "root"), entry(1, "data")].iter().enumerate() {
+        array[at * 128..][..128].copy_from_slice(bytemuck::bytes_of(entry));
+    }
+    let mut parts = Vec::new();
+    for (own, other, at) in [(1, sectors - 1, 2), (sectors - 1, 1, sectors - 33)] {
+        let mut header = GptHeader {
+            signature: GptHeaderSignature::EFI_COMPATIBLE_PARTITION_TABLE_HEADER,
+            revision: GptHeaderRevision::VERSION_1_0,
+            my_lba: LbaLe::from_u64(own),
+            alternate_lba: LbaLe::from_u64(other),
+            first_usable_lba: LbaLe::from_u64(34),
+            last_usable_lba: LbaLe::from_u64(sectors - 34),
+            partition_entry_lba: LbaLe::from_u64(at),
+            number_of_partition_entries: U32Le::from_u32(128),
+            partition_entry_array_crc32: Crc32(U32Le::from_u32(crc32fast::hash(&array))),
+            ..GptHeader::default()
+        };
+        header.update_header_crc32();
+        parts.push((own as usize * 512, bytemuck::bytes_of(&header).to_vec()));
+        parts.push((at as usize * 512, array.clone()));
+    }
+    parts
+}
+
+#[test]
+fn partitions_are_vbds_and_what_is_none_is_refused_with_its_reason() {
+    for seed in 0..40u64 {
+        let mut scenario = Scenario { seed, preset: partitioned(2048), ..Scenario::default() };
+        if seed % 2 == 0 {
+            scenario.deaths = lives(seed);
+        }
+        if seed % 5 == 4 {
+            // The primary is damaged: the backup serves.
+            scenario.preset[0].1[20] ^= 1;
+        }
+        scenario.guests.extend([scenario.guests[0]; 3]);
+        let bad = ["drive=0,partition=name:none", "drive=7", "half of it"];
+        let names = ["drive=0,partition=1", "drive=0,partition=name:data"].iter().chain(&bad);
+        scenario.sources = names.map(ToString::to_string).enumerate().collect();
+        let outcome = holds(&scenario);
+        assert_eq!((outcome.errors, outcome.answered), (0, 60), "{outcome:?}");
+        assert_eq!(outcome.refusals[..2], [None, None]);
+        let why: Vec<&str> = outcome.refusals[2..].iter().map(|why| why.as_deref().unwrap_or("")).collect();
+        assert_eq!(why, ["no such partition", "drive 7 is not there", "source \"half of it\" is not understood"]);
+    }
 }
 
 /// Where a fault is put into the backend, some scenario of those above must show it.

@@ -14,9 +14,10 @@ use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
-/// Sectors of 512 bytes of a vbd, and between two of them.
-const SECTORS: u64 = 192;
-const GAP: u64 = 16;
+/// Sectors of 512 bytes of a vbd.
+pub const SECTORS: u64 = 192;
+/// Sectors before each.
+const GAP: u64 = 40;
 
 /// Memory of the driver domain for partition tables.
 struct Scratch(Rc<World>, Mfn);
@@ -68,6 +69,10 @@ pub struct Scenario {
     pub bad_sectors: Vec<u64>,
     /// After so many steps the drive is pulled out; 0 = never.
     pub pull_out: u64,
+    /// What is on the drive in the beginning: where, and what.
+    pub preset: Vec<(usize, Vec<u8>)>,
+    /// What a guest's vbd is called, where it is not its range.
+    pub sources: Vec<(usize, String)>,
 }
 
 impl Default for Scenario {
@@ -106,6 +111,8 @@ impl Default for Scenario {
             power_loss: 0,
             bad_sectors: vec![],
             pull_out: 0,
+            preset: vec![],
+            sources: vec![],
         }
     }
 }
@@ -134,6 +141,8 @@ pub struct Outcome {
     pub deepest: usize,
     /// For each guest, when its last request was answered, in steps; 0 = not while all moved.
     pub last_done: Vec<u64>,
+    /// For each guest, why its vbd was closed.
+    pub refusals: Vec<Option<String>>,
     /// What did not hold.
     pub failures: Vec<String>,
 }
@@ -152,10 +161,12 @@ struct Machine {
     lives: u64,
     damage_survivor: bool,
     last_done: Vec<u64>,
+    /// All sectors as they were in the beginning.
+    untouched: Vec<Vec<u8>>,
 }
 
 /// Where the vbd of guest `n` begins.
-fn place(n: usize) -> u64 {
+pub fn place(n: usize) -> u64 {
     GAP + n as u64 * (SECTORS + GAP)
 }
 
@@ -170,8 +181,14 @@ pub fn run(scenario: &Scenario) -> Outcome {
     world.write(survivor.0 * 4096, &[0; 4096]);
     let device = Device::new(&world, scenario.shape);
     device.borrow_mut().bad = scenario.bad_sectors.iter().map(|sector| place(0) + sector).collect();
+    for (at, bytes) in &scenario.preset {
+        device.borrow_mut().preset(*at, bytes);
+    }
+    let untouched = (0..device.borrow().sectors512()).map(|sector| device.borrow().sector512(sector)).collect();
     let guests = scenario.guests.iter().enumerate().map(|(n, &nature)| {
-        let mut guest = Guest::new(&world, DomId(n as u16 + 5), nature, (place(n), SECTORS), &source(n));
+        let named = scenario.sources.iter().find(|(guest, _)| *guest == n);
+        let source = named.map_or_else(|| source(n), |(_, name)| name.clone());
+        let mut guest = Guest::new(&world, DomId(n as u16 + 5), nature, (place(n), SECTORS), &source);
         guest.bears_errors = scenario.pull_out > 0 || n == 0 && !scenario.bad_sectors.is_empty();
         guest
     });
@@ -201,6 +218,7 @@ pub fn run(scenario: &Scenario) -> Outcome {
         lives: 0,
         damage_survivor: scenario.damage_survivor,
         last_done: vec![0; scenario.guests.len()],
+        untouched,
     };
     machine.world.set_fuse(machine.deaths.pop());
     machine.world.lose_events.set(scenario.lose_events);
@@ -416,18 +434,25 @@ impl Machine {
     }
 
     fn look_at_the_guests(&self, outcome: &mut Outcome) {
+        let store = self.world.store.borrow();
+        let why = |guest: &Guest| match guest.back_state_is_closed(&store) {
+            true => store.get(&guest.back("error")).map(String::from),
+            false => None,
+        };
+        outcome.refusals = self.guests.borrow().iter().map(why).collect();
         for guest in self.guests.borrow().iter().filter(|guest| !guest.nature.hostile) {
             outcome.answered += guest.answered;
             outcome.errors += guest.errors;
             outcome.reconnects += guest.reconnects;
-            if !guest.is_done() && !self.device.borrow().gone {
+            let refused = outcome.refusals.get(usize::from(guest.dom.0) - 5).is_some_and(Option::is_some);
+            if !guest.is_done() && !self.device.borrow().gone && !refused {
                 let (dom, up, left) = (guest.dom, guest.is_up(), guest.unanswered());
                 self.world.fail(format!("guest {dom} is left: up {up}, {left} unanswered, {} to ask", guest.to_ask));
             }
         }
     }
 
-    /// Every sector of an honest guest holds what it wrote last, every other one nothing.
+    /// Every sector of an honest guest holds what it wrote last, every one of nobody what it held.
     fn look_at_the_drive(&self, outcome: &mut Outcome) {
         let device = self.device.borrow();
         (outcome.resets, outcome.flushes, outcome.deepest) = (device.resets, device.flushes, device.deepest);
@@ -438,7 +463,7 @@ impl Machine {
             let right = match own {
                 Some(guest) if guest.nature.hostile || device.gone => Ok(()),
                 Some(guest) => guest.judge.finally(sector - guest.judge.first, &bytes),
-                None if bytes.iter().all(|&byte| byte == 0) => Ok(()),
+                None if bytes == self.untouched[sector as usize] => Ok(()),
                 None => Err(format!("sector {sector} is nobody's and was written")),
             };
             if let Err(why) = right {

@@ -41,7 +41,7 @@ impl Guest {
             // A slot of any words at all.
             7 => {
                 let mut words = [(); 28].map(|()| dice() >> (place % 32));
-                words[0] = words[0] & !0xFF | value % 8;
+                words[0] = (words[0] & !0xFF) | (value % 8);
                 let _full = link.ring.push(words);
                 if link.ring.publish() {
                     self.world.send(self.dom, link.port);
