@@ -3,7 +3,7 @@
 //! and the ring goes on; who lies about the ring itself loses the vbd.
 
 use crate::report::Report;
-use abi::io::blkif::{Indirect, MAX_SEGMENTS_PER_REQUEST, PROTOCOL, ReadWrite, SLOT, Segment, op, rsp};
+use abi::io::blkif::{Indirect, MAX_SEGMENTS_PER_REQUEST, PROTOCOL, ReadWrite, SLOT, Segment, info, op, rsp};
 use abi::io::xenbus::XenbusState;
 use abi::{DomId, GrantRef};
 use alloc::format;
@@ -84,6 +84,11 @@ fn commit(store: &mut Store, r: &mut Report) -> Result<(), String> {
     ] {
         let status = link.ask(&bad)?;
         r.answer(what, "an error", format_args!("{}", name(status)));
+    }
+    let flags: u32 = read(store, &format!("{}/info", link.back))?.parse().map_err(|_| "no number in info")?;
+    if flags & info::READONLY != 0 {
+        let status = link.ask(&at(op::WRITE, 0))?;
+        r.answer("a write to a read-only vbd", "an error", format_args!("{}", name(status)));
     }
     r.answer("a sound read after them", "success", format_args!("{}", name(link.ask(&at(op::READ, 0))?)));
     link.change(&at(op::READ, 0))?;
