@@ -4,7 +4,7 @@
 use super::statistics::{HEADINGS, Summary, summary};
 use crate::campaign::blk as campaign;
 use crate::drive::Drives;
-use crate::machine::bare::Bare;
+use crate::machine::bare::{Bare, PACKAGE};
 use crate::machine::blkcheck::{Follow, Vbd};
 use crate::machine::protocol::AllStats;
 use crate::machine::{self, Lacks, Machine, Options};
@@ -16,8 +16,6 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The package of the unikernel without a hypervisor.
-const BARE: &str = "blkbare";
 /// The guest with the disk, and what it is measured through.
 const GUEST: &str = "blkcheck";
 /// Time beyond the workload's own until it has to be done.
@@ -106,7 +104,7 @@ struct Sample {
 pub fn measure(effort: Effort) -> Result<Figures> {
     let system = System::load("disk")?;
     image::prepare(std::iter::once(&system))?;
-    cargo::build_freestanding(&[(BARE, &[])])?;
+    cargo::build_freestanding(&[(PACKAGE, &[])])?;
     let drives = Arc::new(Drives::open(&system)?);
     fill(&drives)?;
     let steps = progress::steps("disk", WORKLOADS.len() as u64 * u64::from(effort.rounds) * 2 + 2);
@@ -197,7 +195,7 @@ fn guest(system: &System, drives: &Arc<Drives>, workload: &Workload, seconds: u3
 /// The same driver without a hypervisor.
 fn alone(system: &System, drives: &Drives, workload: &Workload, seconds: u32) -> Result<Sample> {
     let config: String = keys(workload, seconds).iter().map(|(key, value)| format!("{key}={value}\n")).collect();
-    let mut bare = Bare::start(system, drives, &paths::executable(BARE), &config)?;
+    let mut bare = Bare::start(system, drives, &paths::executable(PACKAGE), &config)?;
     bare.wait_for_end(Duration::from_secs(seconds.into()) + PATIENCE)?;
     let mut follow = Follow::new(machine::console::HYPERVISOR, 0);
     let vbd = follow.update(&bare.console).vbds.values().next().cloned();

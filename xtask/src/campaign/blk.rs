@@ -3,13 +3,12 @@
 //! driver.
 
 use super::Outcome as _;
-use super::net::{grown, settled};
 use crate::bench::statistics::{HEADINGS, Summary, summary};
 use crate::machine::Machine;
 use crate::machine::blkcheck::{self, Follow, Vbd};
-use crate::machine::crash::{KINDS, Outcome};
+use crate::machine::crash::{KINDS, Order, Outcome};
 use crate::machine::load::Load;
-use crate::machine::protocol::System as Memory;
+use crate::machine::protocol::{Domain, System as Memory};
 use crate::manifest::System;
 use crate::{progress, run, table};
 use ::blkcheck::random::Random;
@@ -26,6 +25,8 @@ const CHECKER: &str = "blkcheck";
 const POINTS: u64 = 2_000;
 /// Kills after which memory has settled.
 const WARM: u32 = 10;
+/// Longest wait for a domain that control holds back.
+const BACK_OFF: Duration = Duration::from_secs(5);
 /// Longest wait for every sector to be written once.
 const READY: Duration = Duration::from_secs(120);
 /// Longest wait for the last requests, the final reading and the report.
@@ -55,6 +56,11 @@ pub struct Report {
     kills: u32,
     survived: u32,
     seconds: f64,
+    /// Deaths that something else than the order caused, with what it was. A device that is restarted with commands in flight can be
+    /// refused its memory once more, and a host without time to spare makes a watchdog bite.
+    other_causes: Vec<String>,
+    /// Restarts of the victims, those that nobody ordered among them.
+    restarts: u64,
     /// Kills by domain and way.
     ways: BTreeMap<String, u32>,
     /// Longest time without a completed request around each kill of a disk driver, ms, as the frontend saw it.
@@ -70,9 +76,42 @@ pub struct Report {
     /// TCP resets on the wire, where there is a network.
     tcp_resets: u64,
     transferred_bytes: u64,
-    memory_after_first_ten: Option<Memory>,
-    memory_at_end: Option<Memory>,
+    /// The most of each half of the kills: what is mapped and queued at one time varies, so no two looks are the same.
+    memory: [Option<Most>; 2],
     failures: Vec<String>,
+}
+
+/// The most memory seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+struct Most {
+    hypervisor_heap_bytes: u64,
+    used_kib: u64,
+    control_heap_bytes: u64,
+    store_nodes: u64,
+}
+
+impl Most {
+    /// Over two looks.
+    fn with(self, now: &Memory) -> Self {
+        Self {
+            hypervisor_heap_bytes: self.hypervisor_heap_bytes.max(now.hypervisor_heap_bytes),
+            used_kib: self.used_kib.max(now.total_kib.saturating_sub(now.free_kib)),
+            control_heap_bytes: self.control_heap_bytes.max(now.control_heap_bytes),
+            store_nodes: self.store_nodes.max(now.store_nodes),
+        }
+    }
+
+    /// What later is more by more than looks differ.
+    fn grown(self, later: Self) -> Vec<String> {
+        let all = [
+            ("the hypervisor's heap", self.hypervisor_heap_bytes, later.hypervisor_heap_bytes, 32 << 10),
+            ("the frames in use, KiB,", self.used_kib, later.used_kib, 64),
+            ("control's heap", self.control_heap_bytes, later.control_heap_bytes, 32 << 10),
+            ("the store's nodes", self.store_nodes, later.store_nodes, 4),
+        ];
+        let grown = all.into_iter().filter(|(_, before, after, slack)| *after > before + slack);
+        grown.map(|(what, before, after, _)| format!("{what} grew from {before} to {after}")).collect()
+    }
 }
 
 /// Domains of the system that check disks, with the number of their vbds.
@@ -116,6 +155,8 @@ pub fn run(mut machine: Machine, system: &System, plan: &Plan) -> Result<Report>
         kills: plan.kills,
         survived: 0,
         seconds: 0.0,
+        other_causes: Vec::new(),
+        restarts: 0,
         ways: BTreeMap::new(),
         stall_ms: Summary::default(),
         stalls: BTreeMap::new(),
@@ -124,8 +165,7 @@ pub fn run(mut machine: Machine, system: &System, plan: &Plan) -> Result<Report>
         image_sectors: 0,
         tcp_resets: 0,
         transferred_bytes: 0,
-        memory_after_first_ten: None,
-        memory_at_end: None,
+        memory: [None; 2],
         failures: Vec::new(),
     };
     let deaths = this.kill_all(&mut machine, system, plan, &mut follows, &loads);
@@ -134,6 +174,10 @@ pub fn run(mut machine: Machine, system: &System, plan: &Plan) -> Result<Report>
         this.failures.push(format!("{error:#}"));
         Vec::new()
     });
+    let held = victims(system, plan).and_then(|victims| this.hold(&machine, &victims));
+    if let Err(error) = held {
+        this.failures.push(format!("{error:#}"));
+    }
     if let Err(error) = this.finish(&mut machine, &checkers, &mut follows, loads) {
         this.failures.push(format!("{error:#}"));
     }
@@ -192,10 +236,13 @@ impl Report {
                     steps.tick(&what);
                 }
                 *self.ways.entry(format!("{victim} {how}")).or_default() += 1;
-                orders.push((machine.order_crash(victim, how, count).context(what.clone())?, *disk, what));
+                orders.push((order(machine, victim, how, count).context(what.clone())?, *disk, what));
             }
             for (order, disk, what) in orders {
-                let outcome = machine.await_crash(&order).context(what)?;
+                let outcome = machine.await_crash(&order).context(what.clone())?;
+                if !outcome.as_ordered {
+                    self.other_causes.push(format!("{what}: {} {}", outcome.cause, outcome.detail));
+                }
                 if disk {
                     deaths.push(outcome);
                 }
@@ -211,8 +258,10 @@ impl Report {
             if loads.iter().any(Load::stopped) {
                 bail!("a transfer ended by kill {number}");
             }
-            if number + 1 == WARM {
-                self.memory_after_first_ten = Some(settled(machine)?.system);
+            if number >= WARM {
+                let half = usize::from(number >= plan.kills.saturating_add(WARM) / 2);
+                let most = self.memory[half].unwrap_or_default();
+                self.memory[half] = Some(most.with(&crate::run::stats(machine)?.system));
             }
         }
         // What is left of the time is load as well.
@@ -224,6 +273,22 @@ impl Report {
         Ok(deaths)
     }
 
+    /// Most of the deaths have to be the ones that were ordered: what else ends a domain is no part of the plan.
+    fn hold(&mut self, machine: &Machine, victims: &[(&str, bool)]) -> Result<()> {
+        let all = machine.control.ask("list")?;
+        let domains: Vec<Domain> = serde_json::from_value(all["domains"].clone()).context("answer to `list`")?;
+        self.restarts = domains.iter().filter(|d| victims.iter().any(|(v, _)| *v == d.name)).map(|d| d.restarts).sum();
+        let most = u64::from(self.survived) * victims.len() as u64 / 10 + 2;
+        if self.other_causes.len() as u64 > most {
+            self.failures.push(format!(
+                "{} deaths had another cause than was ordered: {}",
+                self.other_causes.len(),
+                self.other_causes.first().cloned().unwrap_or_default()
+            ));
+        }
+        Ok(())
+    }
+
     /// Lets the load come to its end and takes the reports.
     fn finish(
         &mut self,
@@ -233,10 +298,8 @@ impl Report {
         loads: Vec<Load>,
     ) -> Result<()> {
         let good = self.failures.is_empty();
-        if good && self.memory_after_first_ten.is_some() {
-            let end = settled(machine)?.system;
-            self.failures.extend(grown(self.memory_after_first_ten.as_ref(), &end));
-            self.memory_at_end = Some(end);
+        if let (true, [Some(first), Some(second)]) = (good, self.memory) {
+            self.failures.extend(first.grown(second));
         }
         for load in loads {
             self.transferred_bytes += load.progress();
@@ -302,6 +365,19 @@ impl Report {
     }
 }
 
+/// Orders a crash; a domain that was just restarted too often may still be waiting for its next start.
+fn order(machine: &mut Machine, victim: &str, how: &str, count: u32) -> Result<Order> {
+    let deadline = Instant::now() + BACK_OFF;
+    loop {
+        match machine.order_crash(victim, how, count) {
+            Err(error) if format!("{error:#}").contains("is not running") && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Who is killed: every backend of a blkcheck's disk, and of a guest on the wire where the plan says so.
 fn victims<'a>(system: &'a System, plan: &Plan) -> Result<Vec<(&'a str, bool)>> {
     let names = checkers(system);
@@ -321,8 +397,13 @@ fn victims<'a>(system: &'a System, plan: &Plan) -> Result<Vec<(&'a str, bool)>> 
 impl super::Outcome for Report {
     fn describe(&self) -> String {
         let mut text = format!(
-            "{} of {} kills survived in {:.0} s (seed {})\n\n",
-            self.survived, self.kills, self.seconds, self.seed
+            "{} of {} kills survived in {:.0} s (seed {}); {} restarts, {} deaths by another cause than ordered\n\n",
+            self.survived,
+            self.kills,
+            self.seconds,
+            self.seed,
+            self.restarts,
+            self.other_causes.len()
         );
         let row = |name: &str, s: &Summary| std::iter::once(name.to_string()).chain(s.cells()).collect::<Vec<_>>();
         let mut rows = vec![row("all", &self.stall_ms)];
@@ -352,6 +433,14 @@ impl super::Outcome for Report {
             .collect();
         let heading: Vec<&str> = std::iter::once("blkcheck").chain(keys).collect();
         text.push_str(&format!("\n{}", table::format(&heading, &rows)));
+        for (half, most) in ["first", "second"].iter().zip(self.memory) {
+            if let Some(most) = most {
+                text.push_str(&format!(
+                    "most memory, {half} half: hypervisor heap {} bytes, frames in use {} KiB, control heap {} bytes, {} store nodes\n",
+                    most.hypervisor_heap_bytes, most.used_kib, most.control_heap_bytes, most.store_nodes
+                ));
+            }
+        }
         text.push_str(&format!("image: {} sectors found right on the host\n", self.image_sectors));
         if self.transferred_bytes > 0 {
             let mib = self.transferred_bytes >> 20;
@@ -375,5 +464,23 @@ impl Report {
             [] => Ok(()),
             failures => bail!("{}", failures.join("; ")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_looks_differ_is_growth() {
+        let first =
+            Most { hypervisor_heap_bytes: 200_000, used_kib: 30_000, control_heap_bytes: 80_000, store_nodes: 90 };
+        assert!(first.grown(Most { hypervisor_heap_bytes: 220_000, ..first }).is_empty());
+        assert!(
+            first.grown(Most { hypervisor_heap_bytes: 250_000, ..first })[0]
+                .contains("heap grew from 200000 to 250000")
+        );
+        assert!(first.grown(Most { used_kib: 30_100, ..first })[0].contains("frames"));
+        assert!(first.grown(Most { store_nodes: 99, ..first })[0].contains("nodes"));
     }
 }

@@ -110,7 +110,7 @@ fn kill_all(machine: &mut Machine, driver: &str, kills: u32, seed: u64) -> Resul
 ///
 /// # Errors
 /// No answer.
-pub fn settled(machine: &Machine) -> Result<AllStats> {
+fn settled(machine: &Machine) -> Result<AllStats> {
     let mut best = run::stats(machine)?;
     for _ in 0..10 {
         std::thread::sleep(std::time::Duration::from_millis(20));
@@ -126,7 +126,7 @@ pub fn settled(machine: &Machine) -> Result<AllStats> {
 }
 
 /// What grew since the first ten kills.
-pub fn grown(first: Option<&Memory>, end: &Memory) -> Vec<String> {
+fn grown(first: Option<&Memory>, end: &Memory) -> Vec<String> {
     let Some(first) = first else { return vec!["memory was not looked at after the first ten".into()] };
     // The history keeps a bounded number of deaths and texts of varying length; all else has to be the same.
     let slack = 16 << 10;

@@ -179,7 +179,8 @@ impl Cut<'_> {
         std::thread::sleep(HELD / 4);
         let (acks, done) = (acknowledged(&mut follow, machine), self.server.counts().flushes);
         let how = KINDS[random.below(KINDS.len() as u64) as usize];
-        machine.crash(driver, how, 0).with_context(|| format!("{how} while a flush was held"))?;
+        let order = machine.order_crash(driver, how, 0)?;
+        machine.await_crash(&order).with_context(|| format!("{how} while a flush was held"))?;
         // First what was acknowledged, then what the drive has done: in the other order a flush done in between would look early.
         let acks = acknowledged(&mut follow, machine) - acks;
         let done = self.server.counts().flushes - done;

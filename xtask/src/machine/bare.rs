@@ -11,6 +11,11 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// The package of the unikernel that drives disks without a hypervisor (`docs/blkcheck.md`).
+pub const PACKAGE: &str = "blkbare";
+/// The number it gives its first drive.
+pub const FIRST_DRIVE: u32 = 51712;
+
 /// A bare machine; it ends when this is dropped.
 pub struct Bare {
     qemu: Qemu,

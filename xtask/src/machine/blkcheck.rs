@@ -72,7 +72,8 @@ impl Vbd {
     pub fn faults(&self) -> Vec<String> {
         let mut faults: Vec<String> =
             FAULTS.iter().filter(|key| self.number(key) > 0).map(|key| format!("{} {key}", self.number(key))).collect();
-        if self.report.contains_key("links") && self.number("links") != 1 {
+        // A bare machine has no link.
+        if self.number("links") > 1 {
             faults.push(format!("the link was made {} times, so the frontend noticed a restart", self.number("links")));
         }
         if self.done == Some(false) || !self.bad.is_empty() {
@@ -169,6 +170,11 @@ struct Image<'a> {
 }
 
 impl<'a> Image<'a> {
+    /// The whole of a drive.
+    const fn whole(drives: &'a Drives, disk: usize) -> Self {
+        Self { drives, disk, base: 0 }
+    }
+
     fn of(system: &System, drives: &'a Drives, domain: &str, number: u32) -> Result<Self> {
         let vbds = system.vbds().find(|(name, vbd)| *name == domain && vbd.name.device == number);
         let (_, vbd) = vbds.with_context(|| format!("`{domain}` has no vbd {number}"))?;
@@ -190,9 +196,20 @@ impl<'a> Image<'a> {
 /// # Errors
 /// Sectors that are wrong, or not the ones reported.
 pub fn verify(system: &System, drives: &Drives, domain: &str, number: u32, vbd: &Vbd) -> Result<Findings> {
+    compare(&Image::of(system, drives, domain, number)?, number, vbd)
+}
+
+/// The same for `blkbare`, which has a whole drive and calls it `number`.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_drive(drives: &Drives, disk: usize, number: u32, vbd: &Vbd) -> Result<Findings> {
+    compare(&Image::whole(drives, disk), number, vbd)
+}
+
+fn compare(image: &Image<'_>, number: u32, vbd: &Vbd) -> Result<Findings> {
     let begin = vbd.begin.context("blkcheck has not begun")?;
     ensure!(begin.vbd == number, "blkcheck speaks of vbd {}", begin.vbd);
-    let image = Image::of(system, drives, domain, number)?;
     let mut table = Table::new();
     let mut bytes = vec![0; CHUNK * SECTOR_SIZE];
     let mut sector = begin.first;

@@ -4,13 +4,18 @@
 use super::pattern::Pattern;
 use super::steps::{self, Step};
 use crate::campaign::{blk, power};
+use crate::drive::Drives;
 use crate::image::{self, Built};
+use crate::machine::bare;
+use crate::machine::blkcheck::{self, Follow};
 use crate::machine::console::{HYPERVISOR, Line};
 use crate::machine::{self, Lacks, Machine, Options};
 use crate::manifest::{System, names};
 use crate::units::Span;
+use crate::{cargo, paths};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -57,6 +62,11 @@ struct Spec {
     kills: Option<Kills>,
     /// In the place of steps: so many power cuts under the writes of blkcheck.
     cuts: Option<u32>,
+    /// In the place of it all: `blkbare` with these keys on the first drive, without our hypervisor.
+    bare: Option<BTreeMap<String, String>>,
+    /// With `bare`: in its report as JSON. Without, it has to pass, and the image is judged on the host.
+    #[serde(default)]
+    report: Vec<Pattern>,
 }
 
 /// A short campaign.
@@ -111,7 +121,11 @@ impl Scenario {
             _ => bail!("it needs either `system` or [inline]"),
         };
         ensure!(
-            !spec.expect.is_empty() || !spec.steps.is_empty() || spec.kills.is_some() || spec.cuts.is_some(),
+            !spec.expect.is_empty()
+                || !spec.steps.is_empty()
+                || spec.kills.is_some()
+                || spec.cuts.is_some()
+                || spec.bare.is_some(),
             "it expects nothing, so it could not fail; give it `expect` or [[step]]"
         );
         ensure!(
@@ -133,6 +147,9 @@ impl Scenario {
             power::configure(&mut system);
             return power::run(&system, &format!("test-{}", self.name), cuts, 1, false)?.verdict();
         }
+        if let Some(keys) = &self.spec.bare {
+            return self.alone(keys, verbose);
+        }
         let mut system = self.system.clone();
         if self.spec.kills.is_some() {
             blk::configure(&mut system, 1);
@@ -153,6 +170,31 @@ impl Scenario {
         result
     }
 
+    /// The driver without our hypervisor, on the same drives.
+    fn alone(&self, keys: &BTreeMap<String, String>, verbose: bool) -> Result<()> {
+        cargo::build_freestanding(&[(bare::PACKAGE, &[])])?;
+        let drives = Drives::open(&self.system)?;
+        let config: String = keys.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
+        let mut machine = bare::Bare::start(&self.system, &drives, &paths::executable(bare::PACKAGE), &config)?;
+        let ended = machine.wait_for_end(self.spec.deadline.0);
+        if verbose {
+            machine.console.since(0).iter().for_each(|line| println!("{}", line.full()));
+        }
+        ended?;
+        let mut follow = Follow::new(HYPERVISOR, 0);
+        let vbd = follow.update(&machine.console).vbds.get(&bare::FIRST_DRIVE);
+        let vbd = vbd.ok_or_else(|| machine.failure("it reported nothing"))?;
+        let report = serde_json::Value::Object(vbd.report.clone()).to_string();
+        if let Some(missing) = self.spec.report.iter().find(|pattern| !pattern.found(&report)) {
+            return Err(machine.failure(&format!("`{missing}` is not in the report {report}")));
+        }
+        if self.spec.report.is_empty() {
+            ensure!(vbd.faults().is_empty() && vbd.done == Some(true), "{}\n{report}", vbd.faults().join(", "));
+            blkcheck::verify_drive(&drives, 0, bare::FIRST_DRIVE, vbd)?;
+        }
+        Ok(())
+    }
+
     /// A short campaign, and the lines that were seen meanwhile.
     fn kill(&self, machine: Machine, system: &System, kills: Kills) -> Result<()> {
         let plan = blk::Plan {
@@ -164,7 +206,7 @@ impl Scenario {
         };
         let console = machine.console.clone();
         let result = blk::run(machine, system, &plan).and_then(|report| report.verdict());
-        result.with_context(|| format!("the console's end:\n{}", console.tail(12)))?;
+        result.map_err(|error| anyhow!("{error:#}; the console's end:\n{}", console.tail(12)))?;
         let lines: Vec<String> = console.since(0).iter().map(Line::full).collect();
         if let Some(missing) = self.spec.expect.iter().find(|p| !lines.iter().any(|l| p.found(l))) {
             bail!("no line has `{missing}`");
