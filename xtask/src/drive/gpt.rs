@@ -1,6 +1,7 @@
 //! GUID partition tables of images, by the `gpt` crate: laid over a new file, read to learn which sectors a vbd has.
 
-use crate::manifest::disk::{Damage, Disk, Guid, Key};
+use crate::manifest::disk::{Damage, Disk};
+use crate::manifest::vbd::{Guid, Key};
 use anyhow::{Context, Result, bail};
 use gpt::{GptConfig, disk::LogicalBlockSize, mbr::ProtectiveMBR, partition_types};
 use std::fs::File;

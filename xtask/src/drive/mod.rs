@@ -11,7 +11,7 @@ mod rules;
 pub use nbd::Server;
 
 use crate::machine;
-use crate::manifest::{System, disk};
+use crate::manifest::{System, disk, vbd};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, OpenOptions};
@@ -76,7 +76,7 @@ impl Drives {
     ///
     /// # Errors
     /// No such partition; a range outside of the drive.
-    pub fn place(&self, system: &System, vbd: &disk::Vbd) -> Result<std::ops::Range<u64>> {
+    pub fn place(&self, system: &System, vbd: &vbd::Vbd) -> Result<std::ops::Range<u64>> {
         let number = system.disk_of(vbd).context("there is no such drive")?;
         let (Some(disk), Some(drive)) = (system.machine.disks.get(number), self.drives.get(number)) else {
             bail!("there is no such drive");
@@ -179,7 +179,7 @@ fn existing(system: &System, disk: &disk::Disk, number: usize, path: &Path) -> R
     let file = OpenOptions::new().read(true).write(!disk.read_only).open(path).map_err(|error| {
         let writers: Vec<&str> = system
             .vbds()
-            .filter(|(_, v)| v.mode == disk::Mode::Write && system.disk_of(v) == Some(number))
+            .filter(|(_, v)| v.mode == vbd::Mode::Write && system.disk_of(v) == Some(number))
             .map(|(name, _)| name)
             .collect();
         let for_whom =

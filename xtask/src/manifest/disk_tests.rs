@@ -3,6 +3,7 @@
 use super::*;
 use crate::drive::Drives;
 use crate::manifest::store;
+use crate::manifest::vbd::Name;
 
 /// A sound system with two drives on a controller, one on virtio, and three vbds; each test spoils one thing in it.
 const DISKS: &str = r#"

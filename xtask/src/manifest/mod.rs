@@ -8,16 +8,18 @@ pub mod image;
 pub mod store;
 #[cfg(test)]
 pub mod tests;
+pub mod vbd;
 
 use crate::paths;
 use crate::units::{Size, Span};
 use anyhow::{Context, Result, bail};
-use disk::{Disk, Vbd};
+use disk::Disk;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
+use vbd::Vbd;
 
 /// One machine and the domains on it, in the order of their numbers.
 #[derive(Clone, Debug, Deserialize)]

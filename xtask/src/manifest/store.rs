@@ -2,7 +2,7 @@
 //! `docs/architecture.md`; a line is `path TAB permissions TAB value`, parents before children.
 
 use super::System;
-use super::disk::{Mode, Vbd};
+use super::vbd::{Mode, Vbd};
 use std::collections::BTreeSet;
 
 #[derive(Default)]
