@@ -2,11 +2,14 @@
 
 use super::show::Printer;
 use crate::machine::Machine;
+use crate::machine::blkcheck::Follow;
 use crate::machine::load::{Direction, Load};
 use crate::manifest::System;
 use anyhow::Result;
 use std::time::Duration;
 
+/// The guest that checks a disk.
+const CHECKER: &str = "blkcheck";
 /// Bytes each way.
 const BYTES: u64 = 16 << 20;
 
@@ -44,5 +47,25 @@ pub fn run(machine: &mut Machine, system: &System, printer: &Printer) -> Result<
         totals.rate(Direction::Up),
         if totals.hash_ok() { "right" } else { "WRONG" },
     ));
-    Ok(good)
+    Ok(disk(machine, system, printer)? && good)
+}
+
+/// The same for the disk, where a guest checks one: its driver domain crashes in the middle of checked reads and writes.
+fn disk(machine: &mut Machine, system: &System, printer: &Printer) -> Result<bool> {
+    let checked = system.vbds().find(|(name, _)| *name == CHECKER).map(|(_, vbd)| vbd);
+    let Some(vbd) = checked else { return Ok(true) };
+    let mut follow = Follow::new(CHECKER, 0);
+    machine.wait_for("readiness of blkcheck", Duration::from_secs(60), |m| {
+        follow.update(&m.console).all(1, |v| v.ready).then_some(())
+    })?;
+    machine.probe_all()?;
+    let outcome = machine.crash(&vbd.backend, "panic", 0)?;
+    machine.host.probe(None);
+    printer.say(&format!("{} died: {} ({})", vbd.backend, outcome.cause, outcome.detail));
+    std::thread::sleep(Duration::from_secs(2));
+    let wrong: Vec<String> = follow.update(&machine.console).vbds.values().flat_map(|v| v.faults()).collect();
+    let verdict =
+        if wrong.is_empty() { "no error, no wrong sector".to_string() } else { format!("WRONG: {}", wrong.join(", ")) };
+    printer.say(&format!("a fresh {} runs; {CHECKER} goes on checking {}: {verdict}", vbd.backend, vbd.name.text));
+    Ok(wrong.is_empty())
 }

@@ -21,9 +21,8 @@ pub const BOOT_PATIENCE: Duration = Duration::from_secs(60);
 /// Arguments of `run`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// System to boot (a file in images/systems/, without .toml, or a path)
-    #[arg(default_value = "default")]
-    system: String,
+    /// System to boot (a file in images/systems/, without .toml, or a path) [default: demo; with --headless: default]
+    system: Option<String>,
     /// Port of the page on 127.0.0.1; 0 = any free one
     #[arg(long, default_value_t = 8080)]
     port: u16,
@@ -59,11 +58,12 @@ pub fn driver(system: &System) -> Result<&str> {
 /// # Errors
 /// Whatever keeps the machine from running as it should.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let system = System::load(&args.system)?;
+    let name = args.system.as_deref().unwrap_or(if args.headless { "default" } else { "demo" });
+    let system = System::load(name)?;
     let page = machine::reserve(if args.headless && args.port == 8080 { 0 } else { args.port })?;
     let qemu = setup::ensure_all()?;
-    let built = image::system(&system, &args.system)?;
-    let options = Options { name: args.system.clone(), public: true, lacks: Lacks::default(), drives: None };
+    let built = image::system(&system, name)?;
+    let options = Options { name: name.to_string(), public: true, lacks: Lacks::default(), drives: None };
     let printer = show::Printer::new(args.quiet || args.headless);
     let mut machine = Machine::start(&system, &built, &options, page, printer.sink())?;
     if args.headless {
