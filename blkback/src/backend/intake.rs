@@ -2,11 +2,12 @@
 
 use super::Backend;
 use crate::disk::Disks;
+use crate::line::Request;
 use crate::request::{self, Asked, Data, Kind, Limits, Name};
 use crate::vbd::Connection;
 use crate::{MapError, MapRequest, Mapped, Platform};
 use abi::GrantRef;
-use abi::io::blkif::{REQUEST_WORDS, rsp};
+use abi::io::blkif::rsp;
 use alloc::vec::Vec;
 use hw::DmaMemory;
 use ring::SharedMem;
@@ -17,9 +18,9 @@ const NOTHING: Limits = Limits { sectors: 0, ratio: 1, read_only: true, indirect
 /// A slot that was taken.
 struct Fresh {
     slot: usize,
-    words: [u32; REQUEST_WORDS],
-    asked: Result<Asked, i16>,
+    name: Name,
     limits: Limits,
+    asked: Result<Asked, i16>,
     /// Its indirect page is among those being mapped.
     mapping: bool,
 }
@@ -28,7 +29,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     /// Takes all requests for which there is room; true if there was any.
     pub(super) fn take_requests(&mut self) -> bool {
         let mut fresh = Vec::new();
-        let mut maps = core::mem::take(&mut self.maps);
+        let mut maps = Vec::new();
         for slot in 0..self.vbds.len() {
             self.take_from(slot, &mut fresh, &mut maps);
         }
@@ -36,11 +37,8 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         if !maps.is_empty() {
             self.map(&maps, &mut results);
         }
-        maps.clear();
-        self.maps = maps;
         let mut results = results.into_iter();
         let any = !fresh.is_empty();
-        self.stirred |= any;
         for fresh in fresh {
             let page = if fresh.mapping { results.next() } else { None };
             self.admit(fresh, page);
@@ -80,6 +78,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
                 Ok(None) => return,
                 Err(fault) => return self.faults.push((slot, fault)),
             };
+            let name = Name::of(&words);
             let asked = request::parse(&words, &limits);
             let mut mapping = false;
             if let Ok(Asked { data: Data::Indirect(gref, _), .. }) = &asked
@@ -89,38 +88,35 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
                 pages = pages.saturating_sub(1);
                 mapping = true;
             }
-            fresh.push(Fresh { slot, words, asked, limits, mapping });
+            fresh.push(Fresh { slot, name, limits, asked, mapping });
         }
     }
 
     fn admit(&mut self, fresh: Fresh, page: Option<Result<Mapped<P::Page>, MapError>>) {
         let Some(vbd) = self.vbds.get_mut(fresh.slot).and_then(Option::as_mut) else { return };
         let Some(connection) = &mut vbd.connection else { return };
-        let mut request = connection.line.blank();
-        request.name = Name::of(&fresh.words);
-        let segments = &mut request.segments;
+        let limits = fresh.limits;
         let checked = fresh.asked.and_then(|asked| {
-            match asked.data {
-                Data::None(sectors) => return Ok((asked, sectors)),
-                Data::Direct(count) => request::direct(&fresh.words, count, segments),
+            let (kind, first) = (asked.kind, asked.first);
+            let segments = match asked.data {
+                Data::None(sectors) => return Ok((kind, first, sectors, Vec::new())),
+                Data::Direct(segments) => segments,
                 Data::Indirect(gref, count) => {
-                    let read = |page: &P::Page| request::indirect(count, |at| page.read(at), segments);
-                    read_indirect(connection, gref, page, &mut self.garbage, read).ok_or(rsp::ERROR)?;
+                    let read = |page: &P::Page| request::segments(count, |at| page.read(at));
+                    read_indirect(connection, gref, page, &mut self.garbage, read).ok_or(rsp::ERROR)?
                 }
-            }
-            let sectors = request::measure(&fresh.limits, asked.kind, asked.first, segments)?;
-            Ok((asked, sectors))
+            };
+            let sectors = request::measure(&limits, kind, first, &segments)?;
+            Ok((kind, first, sectors, segments))
         });
         let index = connection.line.next();
         match checked {
-            Ok((asked, sectors)) => {
-                (request.kind, request.first, request.sectors) = (asked.kind, asked.first, sectors);
-                let waits = connection.line.push(request);
+            Ok((kind, first, sectors, segments)) => {
+                let waits = connection.line.push(Request::new(fresh.name, kind, first, sectors, segments));
                 vbd.stats.overlaps = vbd.stats.overlaps.saturating_add(u64::from(waits));
             }
             Err(status) => {
-                request.kind = Kind::Refused;
-                connection.line.push(request);
+                connection.line.push(Request::new(fresh.name, Kind::Refused, 0, 0, Vec::new()));
                 if let Err(fault) = connection.finish(&mut vbd.stats, index, status, &mut self.garbage) {
                     self.faults.push((fresh.slot, fault));
                 }
@@ -143,7 +139,7 @@ fn read_indirect<M: SharedMem, R>(
     gref: GrantRef,
     page: Option<Result<Mapped<M>, MapError>>,
     garbage: &mut Vec<M>,
-    read: impl FnOnce(&M) -> R,
+    read: impl Fn(&M) -> R,
 ) -> Option<R> {
     let held = match connection.lists.reuse(gref) {
         Some((held, _)) => {
