@@ -26,7 +26,7 @@ const POINTS: u64 = 2_000;
 /// Kills after which memory has settled.
 const WARM: u32 = 10;
 /// Longest wait for a domain that control holds back.
-const BACK_OFF: Duration = Duration::from_secs(5);
+const BACK_OFF: Duration = Duration::from_secs(10);
 /// Longest wait for every sector to be written once.
 const READY: Duration = Duration::from_secs(120);
 /// Longest wait for the last requests, the final reading and the report.
@@ -365,11 +365,16 @@ impl Report {
     }
 }
 
-/// Orders a crash; a domain that was just restarted too often may still be waiting for its next start.
+/// Orders a crash of a domain that runs: what is ordered between a death and the restart is for the instance that is gone.
 fn order(machine: &mut Machine, victim: &str, how: &str, count: u32) -> Result<Order> {
+    machine.wait_for(&format!("running `{victim}`"), BACK_OFF, |m| {
+        let told = |name: &str| m.control.count(|e| e["event"] == name && e["dom"] == victim);
+        (told("died") == told("restarted")).then_some(())
+    })?;
     let deadline = Instant::now() + BACK_OFF;
     loop {
         match machine.order_crash(victim, how, count) {
+            // It died once more meanwhile, too soon after the last time.
             Err(error) if format!("{error:#}").contains("is not running") && Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(20));
             }

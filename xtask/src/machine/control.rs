@@ -148,6 +148,11 @@ impl Control {
         lock(&self.0.state).events.len()
     }
 
+    /// Events so far that `matches`.
+    pub fn count(&self, matches: impl Fn(&Value) -> bool) -> usize {
+        lock(&self.0.state).events.iter().filter(|(_, event)| matches(event)).count()
+    }
+
     /// Waits for an event after number `from` that `matches`; none when the time is up or the line closed.
     pub fn event(&self, from: usize, patience: Duration, matches: impl Fn(&Value) -> bool) -> Option<(Instant, Value)> {
         let deadline = Instant::now() + patience;
