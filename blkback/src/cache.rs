@@ -89,24 +89,7 @@ fn decode(rest: &mut &[u32], me: DomId) -> Option<Directory> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::cell::RefCell;
-
-    struct Page(RefCell<Vec<u32>>);
-    impl SharedMem for Page {
-        fn read(&self, offset: usize) -> u32 {
-            self.0.borrow()[offset / 4]
-        }
-        fn write(&self, offset: usize, value: u32) {
-            self.0.borrow_mut()[offset / 4] = value;
-        }
-        fn load_acquire(&self, offset: usize) -> u32 {
-            self.read(offset)
-        }
-        fn store_release(&self, offset: usize, value: u32) {
-            self.write(offset, value);
-        }
-        fn fence(&self) {}
-    }
+    use ring::TestPage;
 
     const ME: DomId = DomId(1);
 
@@ -135,7 +118,7 @@ mod tests {
         fn what_is_kept_comes_back(
             vbds in proptest::collection::vec((0u16..0x7ff0, any::<u16>(), "[ -~]{0,30}", 0u32..4, 0u64..1 << 62), 0..10)
         ) {
-            let page = Page(RefCell::new(vec![0; abi::PAGE_SIZE / 4]));
+            let page = TestPage::default();
             let kept: Vec<Directory> = vbds.into_iter().map(|(f, v, s, o, n)| vbd(f, v, s, o, n)).collect();
             save(&page, ME, kept.iter());
             prop_assert_eq!(load(&page, ME), Some(kept));
@@ -144,7 +127,7 @@ mod tests {
 
     #[test]
     fn a_vbd_with_other_paths_is_not_kept() {
-        let page = Page(RefCell::new(vec![0; abi::PAGE_SIZE / 4]));
+        let page = TestPage::default();
         let mut odd = vbd(3, 0, "drive=0".into(), 0, 7);
         odd.front = "/local/domain/3/device/other/0".into();
         save(&page, ME, [vbd(2, 0, "drive=0".into(), 0, 7), odd].iter());

@@ -94,29 +94,7 @@ fn decode(rest: &mut &[u32], me: DomId) -> Option<Directory> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::cell::RefCell;
-
-    struct Page(RefCell<Vec<u32>>);
-    impl Page {
-        fn new() -> Self {
-            Self(RefCell::new(vec![0; abi::PAGE_SIZE / 4]))
-        }
-    }
-    impl SharedMem for Page {
-        fn read(&self, offset: usize) -> u32 {
-            self.0.borrow()[offset / 4]
-        }
-        fn write(&self, offset: usize, value: u32) {
-            self.0.borrow_mut()[offset / 4] = value;
-        }
-        fn load_acquire(&self, offset: usize) -> u32 {
-            self.read(offset)
-        }
-        fn store_release(&self, offset: usize, value: u32) {
-            self.write(offset, value);
-        }
-        fn fence(&self) {}
-    }
+    use ring::TestPage;
 
     const ME: DomId = DomId(1);
 
@@ -156,7 +134,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_kept_comes_back(kept in vifs()) {
-            let page = Page::new();
+            let page = TestPage::default();
             save(&page, ME, kept.iter());
             prop_assert_eq!(load(&page, ME), Some(kept));
         }
@@ -164,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_vif_with_other_paths_is_not_kept() {
-        let page = Page::new();
+        let page = TestPage::default();
         let mut odd = vif(3, 0, None, 7);
         odd.front = "/local/domain/3/device/other/0".into();
         save(&page, ME, [vif(2, 0, None, 7), odd].iter());

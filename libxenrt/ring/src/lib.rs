@@ -31,6 +31,8 @@ mod mem;
 #[cfg(any(test, feature = "mutations"))]
 pub mod mutation;
 mod survivor;
+#[cfg(feature = "test-page")]
+mod test_page;
 mod window;
 
 pub use back::{Attached, BackRing, Published};
@@ -39,6 +41,8 @@ pub use front::{FrontRing, Full};
 pub use ids::Ids;
 pub use mem::{Pages, SharedMem};
 pub use survivor::{Recovery, RingId, RingKind, SURVIVOR_OWNER, State, Survivor};
+#[cfg(feature = "test-page")]
+pub use test_page::TestPage;
 
 /// The back end of a netif TX ring: 12-byte requests, 4-byte responses, 256 slots.
 pub type TxBackRing<M> = BackRing<M, 256, 3, 1>;

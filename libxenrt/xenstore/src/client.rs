@@ -226,8 +226,8 @@ pub const NUL: &[u8] = &[0];
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stream::tests::Page;
     use proptest::prelude::*;
+    use ring::TestPage;
 
     /// Answers every message with its own payload reversed, and counts.
     struct Echo {
@@ -236,10 +236,10 @@ mod tests {
         out: VecDeque<u8>,
     }
     impl Echo {
-        fn new(page: &Page) -> Self {
+        fn new(page: &TestPage) -> Self {
             Self { stream: Stream::attach(page, Side::Server), assembler: Assembler::new(), out: VecDeque::new() }
         }
-        fn serve(&mut self, page: &Page) {
+        fn serve(&mut self, page: &TestPage) {
             let mut buf = [0; 100];
             loop {
                 let (n, _) = self.stream.read(page, &mut buf).unwrap();
@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn errors_and_events_are_told_from_replies() {
-        let page = Page::new();
+        let page = TestPage::default();
         let mut client = Client::attach(&page);
         let mut server = Echo::new(&page);
         let id = client.request(MsgType::Read, 0, &[b"/x", NUL]).unwrap();
@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn the_queues_are_bounded() {
-        let page = Page::new();
+        let page = TestPage::default();
         let mut client = Client::attach(&page);
         for _ in 0..Client::MAX_OUTSTANDING {
             client.request(MsgType::Read, 0, &[]).unwrap();
@@ -305,7 +305,7 @@ mod tests {
 
     #[test]
     fn reconnection_waits_for_the_server() {
-        let page = Page::new();
+        let page = TestPage::default();
         let mut client = Client::attach(&page);
         client.request(MsgType::Read, 0, &[b"/x", NUL]).unwrap();
         page.write(page::RSP_PROD, 5000);
@@ -327,7 +327,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_request_gets_its_own_reply(payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..3000), 1..20)) {
-            let page = Page::new();
+            let page = TestPage::default();
             let (mut client, mut server) = (Client::attach(&page), Echo::new(&page));
             let ids: Vec<_> = payloads.iter().map(|p| client.request(MsgType::Write, 0, &[p]).unwrap()).collect();
             for _ in 0..200 {
@@ -344,7 +344,7 @@ mod tests {
         fn a_hostile_server_never_panics_the_client(
             writes in proptest::collection::vec((0usize..600, any::<u32>()), 0..200),
         ) {
-            let page = Page::new();
+            let page = TestPage::default();
             let mut client = Client::attach(&page);
             for chunk in writes.chunks(10) {
                 for &(word, value) in chunk {

@@ -158,44 +158,21 @@ impl Stream {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use core::cell::RefCell;
     use proptest::prelude::*;
+    use ring::TestPage;
 
-    /// A store page in private memory.
-    pub(crate) struct Page(RefCell<Vec<u32>>);
-    impl Page {
-        pub(crate) fn new() -> Self {
-            Self(RefCell::new(vec![0; 1024]))
+    /// A store page whose indices all begin at `index`.
+    pub(crate) fn starting_at(index: u32) -> TestPage {
+        let page = TestPage::default();
+        for at in [page::REQ_CONS, page::REQ_PROD, page::RSP_CONS, page::RSP_PROD] {
+            page.write(at, index);
         }
-        pub(crate) fn starting_at(index: u32) -> Self {
-            let page = Self::new();
-            for at in [page::REQ_CONS, page::REQ_PROD, page::RSP_CONS, page::RSP_PROD] {
-                page.write(at, index);
-            }
-            page
-        }
-    }
-    impl SharedMem for Page {
-        fn read(&self, offset: usize) -> u32 {
-            assert_eq!(offset % 4, 0);
-            self.0.borrow()[offset / 4]
-        }
-        fn write(&self, offset: usize, value: u32) {
-            assert_eq!(offset % 4, 0);
-            self.0.borrow_mut()[offset / 4] = value;
-        }
-        fn load_acquire(&self, offset: usize) -> u32 {
-            self.read(offset)
-        }
-        fn store_release(&self, offset: usize, value: u32) {
-            self.write(offset, value);
-        }
-        fn fence(&self) {}
+        page
     }
 
     #[test]
     fn a_full_ring_takes_no_more_and_says_so_when_drained() {
-        let page = Page::new();
+        let page = TestPage::default();
         let (mut c, mut s) = (Stream::attach(&page, Side::Client), Stream::attach(&page, Side::Server));
         assert_eq!(c.write(&page, &[7; 1500]), Ok(1024));
         assert_eq!(c.write(&page, &[7; 1]), Ok(0));
@@ -207,7 +184,7 @@ pub(crate) mod tests {
 
     #[test]
     fn impossible_indices_are_faults_of_one_end_only() {
-        let page = Page::starting_at(u32::MAX - 3);
+        let page = starting_at(u32::MAX - 3);
         let (mut c, mut s) = (Stream::attach(&page, Side::Client), Stream::attach(&page, Side::Server));
         page.write(page::REQ_PROD, (u32::MAX - 3).wrapping_add(1025));
         assert!(s.read(&page, &mut [0; 4]).is_err());
@@ -223,7 +200,7 @@ pub(crate) mod tests {
             start in prop_oneof![Just(0u32), Just(u32::MAX - 700), any::<u32>()],
             steps in proptest::collection::vec((0usize..1100, 0usize..1100), 1..40),
         ) {
-            let page = Page::starting_at(start);
+            let page = starting_at(start);
             let (mut c, mut s) = (Stream::attach(&page, Side::Client), Stream::attach(&page, Side::Server));
             let (mut sent, mut received) = (Vec::new(), Vec::new());
             let mut next = 0u8;
@@ -242,7 +219,7 @@ pub(crate) mod tests {
 
         #[test]
         fn any_index_of_the_peer_is_taken_or_refused_without_panic(index in any::<u32>(), len in 0usize..2000) {
-            let page = Page::starting_at(5);
+            let page = starting_at(5);
             let mut s = Stream::attach(&page, Side::Server);
             page.write(page::REQ_PROD, index);
             page.write(page::RSP_CONS, index);

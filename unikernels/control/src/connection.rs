@@ -184,30 +184,13 @@ mod tests {
     use crate::store::Quota;
     use alloc::vec;
     use alloc::vec::Vec;
-    use core::cell::RefCell;
     use proptest::prelude::*;
+    use ring::TestPage;
     use xenstore::client::{NUL, Pumped};
     use xenstore::{Client, ClientError, Path, Perms, XsError};
 
-    struct Page(RefCell<Vec<u32>>);
-    impl SharedMem for Page {
-        fn read(&self, offset: usize) -> u32 {
-            self.0.borrow()[offset / 4]
-        }
-        fn write(&self, offset: usize, value: u32) {
-            self.0.borrow_mut()[offset / 4] = value;
-        }
-        fn load_acquire(&self, offset: usize) -> u32 {
-            self.read(offset)
-        }
-        fn store_release(&self, offset: usize, value: u32) {
-            self.write(offset, value);
-        }
-        fn fence(&self) {}
-    }
-
-    fn page() -> Page {
-        Page(RefCell::new(vec![0; 1024]))
+    fn page() -> TestPage {
+        TestPage::default()
     }
 
     fn store() -> Store {
@@ -221,7 +204,7 @@ mod tests {
     }
 
     /// Pumps both ends until neither moves.
-    fn settle(client: &mut Client, connection: &mut Connection, page: &Page, store: &mut Store) {
+    fn settle(client: &mut Client, connection: &mut Connection, page: &TestPage, store: &mut Store) {
         for _ in 0..1000 {
             let pumped = client.pump(page).unwrap();
             let turn = connection.turn(page, store);

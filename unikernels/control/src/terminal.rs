@@ -113,30 +113,13 @@ fn byte(page: &impl SharedMem, at: usize) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use core::cell::RefCell;
+    use ring::TestPage;
 
-    struct Page(RefCell<Vec<u32>>);
-    impl SharedMem for Page {
-        fn read(&self, offset: usize) -> u32 {
-            self.0.borrow()[offset / 4]
-        }
-        fn write(&self, offset: usize, value: u32) {
-            self.0.borrow_mut()[offset / 4] = value;
-        }
-        fn load_acquire(&self, offset: usize) -> u32 {
-            self.read(offset)
-        }
-        fn store_release(&self, offset: usize, value: u32) {
-            self.write(offset, value);
-        }
-        fn fence(&self) {}
-    }
-
-    fn page() -> Page {
-        Page(RefCell::new(vec![0; 1024]))
+    fn page() -> TestPage {
+        TestPage::default()
     }
     /// The domain writes.
-    fn say(page: &Page, text: &[u8]) {
+    fn say(page: &TestPage, text: &[u8]) {
         for &b in text {
             let prod = page.read(OUT_PROD);
             let at = OUT + (prod & (OUT_SIZE - 1)) as usize;
@@ -146,7 +129,7 @@ mod tests {
         }
     }
     /// The domain reads all there is.
-    fn hear(page: &Page) -> Vec<u8> {
+    fn hear(page: &TestPage) -> Vec<u8> {
         let (cons, prod) = (page.read(IN_CONS), page.read(IN_PROD));
         page.write(IN_CONS, prod);
         (0..prod.wrapping_sub(cons)).map(|n| byte(page, IN + (cons.wrapping_add(n) & (IN_SIZE - 1)) as usize)).collect()

@@ -1,31 +1,9 @@
 use super::*;
 use proptest::prelude::*;
-use std::cell::RefCell;
-
-struct Page(RefCell<Vec<u32>>);
-impl Page {
-    fn new() -> Self {
-        Self(RefCell::new(vec![0; PAGE_SIZE / 4]))
-    }
-}
-impl SharedMem for Page {
-    fn read(&self, offset: usize) -> u32 {
-        self.0.borrow()[offset / 4]
-    }
-    fn write(&self, offset: usize, value: u32) {
-        self.0.borrow_mut()[offset / 4] = value;
-    }
-    fn load_acquire(&self, offset: usize) -> u32 {
-        self.read(offset)
-    }
-    fn store_release(&self, offset: usize, value: u32) {
-        self.write(offset, value);
-    }
-    fn fence(&self) {}
-}
+use ring::TestPage;
 
 /// Takes only the first so many stores.
-struct Dying<'a>(&'a Page, std::cell::Cell<usize>);
+struct Dying<'a>(&'a TestPage, std::cell::Cell<usize>);
 impl SharedMem for Dying<'_> {
     fn read(&self, offset: usize) -> u32 {
         self.0.read(offset)
@@ -72,7 +50,7 @@ fn devices() -> impl Strategy<Value = Vec<Device>> {
 proptest! {
     #[test]
     fn what_is_kept_comes_back(devices in devices()) {
-        let page = Page::new();
+        let page = TestPage::default();
         keep(&page, &devices);
         prop_assert_eq!(kept(&page), Some(devices));
         clear(&page);
@@ -82,7 +60,7 @@ proptest! {
     /// A death after any store leaves the old cache, none, or the new one; never a mixture.
     #[test]
     fn half_a_cache_is_none(old in devices(), new in devices(), stores in 0usize..300) {
-        let page = Page::new();
+        let page = TestPage::default();
         keep(&page, &old);
         keep(&Dying(&page, stores.into()), &new);
         let found = kept(&page);
@@ -91,7 +69,7 @@ proptest! {
 
     #[test]
     fn a_damaged_cache_is_none(devices in devices(), word in 0usize..448, bit in 0u32..32) {
-        let page = Page::new();
+        let page = TestPage::default();
         keep(&page, &devices);
         let before = kept(&page);
         page.write(at(word), page.read(at(word)) ^ 1 << bit);
@@ -103,21 +81,21 @@ proptest! {
 
 #[test]
 fn the_journals_part_is_not_touched() {
-    let page = Page::new();
+    let page = TestPage::default();
     keep(&page, &[(7, Some("x".into()))]);
     assert!((0..SURVIVOR_OWNER).step_by(4).all(|offset| page.read(offset) == 0));
 }
 
 #[test]
 fn another_kinds_cache_is_none() {
-    let page = Page::new();
+    let page = TestPage::default();
     keep(&page, &[(7, None)]);
     assert_eq!(load(&page, MAGIC + 1, |_| Some(())), None);
 }
 
 #[test]
 fn what_does_not_fit_is_not_kept_by_half() {
-    let page = Page::new();
+    let page = TestPage::default();
     keep(&page, &[(7, None), (0, None)]);
     assert_eq!(kept(&page), None, "one that has no place");
     keep(&page, &[(7, Some("x".repeat(1800)))]);
