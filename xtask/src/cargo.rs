@@ -1,6 +1,6 @@
 //! Runs cargo for the packages of the workspace, with its own output passed through.
 
-use crate::paths;
+use crate::{paths, setup};
 use anyhow::{Context, Result, bail};
 use std::process::Command;
 
@@ -17,11 +17,12 @@ pub fn command() -> Command {
     command
 }
 
-/// Builds packages for the bare machine, in release.
+/// Builds packages for the bare machine, in release; Rust's target for it is installed where it is missing.
 ///
 /// # Errors
-/// When cargo cannot be started or fails; what is wrong it has printed itself.
+/// Of [`setup::target`]; when cargo cannot be started or fails; what is wrong it has printed itself.
 pub fn build_freestanding(packages: &[(&str, &[String])]) -> Result<()> {
+    setup::target()?;
     // One call per set of features, so that features of one image never reach another.
     let mut groups: Vec<(&[String], Vec<&str>)> = Vec::new();
     for &(package, features) in packages {

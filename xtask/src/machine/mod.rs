@@ -8,6 +8,7 @@ pub mod load;
 pub mod monitor;
 pub mod protocol;
 pub mod qemu;
+pub mod shell;
 
 use crate::drive::Drives;
 use crate::hostnet::{self, Guest, Host};

@@ -46,6 +46,11 @@ pub fn compile(system: &System) -> String {
         if domain.linux.is_some() {
             // It has a console ring that control serves.
             out.put(&format!("{home}/console"), &theirs, "");
+            out.put(&format!("{home}/cpu"), &theirs, "");
+            for vcpu in 0..domain.vcpus {
+                out.put(&format!("{home}/cpu/{vcpu}"), &theirs, "");
+                out.put(&format!("{home}/cpu/{vcpu}/availability"), &theirs, "online");
+            }
         }
         out.put(&format!("{home}/stats"), &format!("r{n}"), "");
         if domain.role == super::Role::Driver {

@@ -4,11 +4,13 @@ use super::pattern::Pattern;
 use crate::machine::Machine;
 use crate::machine::blkcheck::{self, Follow};
 use crate::machine::load::{Direction, Load};
+use crate::machine::shell::Shell;
 use crate::manifest::System;
 use crate::units::{Size, Span};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -94,8 +96,50 @@ pub enum Step {
         /// In the merged report as JSON.
         expect: Vec<Pattern>,
     },
+    /// Run a command in the shell on a Linux guest's console, once that answers; its exit code and output have to match.
+    Run {
+        /// Domain.
+        dom: String,
+        /// One line for `sh -c`, without input.
+        command: String,
+        /// In its output, each of them.
+        #[serde(default)]
+        expect: Patterns,
+        /// Not in its output, none of them.
+        #[serde(default)]
+        forbid: Patterns,
+        /// Its exit code.
+        #[serde(default)]
+        code: u32,
+        /// Longest time, as far as the deadline of all allows.
+        #[serde(default)]
+        within: Option<Span>,
+    },
     /// A guest answers pings of IPv6 at the address it made of the advertised prefix.
     Ipv6(usize),
+}
+
+/// One pattern or several.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(untagged)]
+pub enum Patterns {
+    /// None.
+    #[default]
+    None,
+    /// One.
+    One(Pattern),
+    /// Several.
+    Several(Vec<Pattern>),
+}
+
+impl Patterns {
+    fn all(&self) -> &[Pattern] {
+        match self {
+            Self::None => &[],
+            Self::One(pattern) => std::slice::from_ref(pattern),
+            Self::Several(patterns) => patterns,
+        }
+    }
 }
 
 impl fmt::Display for Step {
@@ -115,6 +159,7 @@ impl fmt::Display for Step {
             Self::Answers(guest) => write!(f, "answers of {guest}"),
             Self::Checked { dom } => write!(f, "checked {dom}"),
             Self::Reported { dom, vbd, .. } => write!(f, "report of vbd {vbd} of {dom}"),
+            Self::Run { dom, command, .. } => write!(f, "{dom} runs `{command}`"),
             Self::Ipv6(guest) => write!(f, "ipv6 of {guest}"),
         }
     }
@@ -126,12 +171,13 @@ pub struct State<'a> {
     ready: bool,
     load: Option<(Load, Size)>,
     events: usize,
+    shells: BTreeMap<String, Shell>,
 }
 
 impl<'a> State<'a> {
     /// Before the first step.
     pub fn new(system: &'a System) -> Self {
-        Self { system, ready: false, load: None, events: 0 }
+        Self { system, ready: false, load: None, events: 0, shells: BTreeMap::new() }
     }
 
     /// Does one step; `patience` is what is left of the deadline.
@@ -183,6 +229,21 @@ impl<'a> State<'a> {
                 })?;
                 let report = follow.vbds.get(vbd).map(|v| Value::Object(v.report.clone())).unwrap_or_default();
                 expect.iter().try_for_each(|pattern| holds(pattern, &report))
+            }
+            Step::Run { dom, command, expect, forbid, code, within } => {
+                self.ready(machine, patience)?;
+                let patience = within.map_or(patience, |span| span.0.min(patience));
+                let shell = self.shells.entry(dom.clone()).or_insert_with(|| Shell::new(dom));
+                let done = shell.run(machine, command, patience)?;
+                let output = &done.output;
+                ensure!(done.code == *code, "it ended with code {}, not {code}; its output:\n{output}", done.code);
+                for pattern in expect.all() {
+                    ensure!(pattern.found(output), "`{pattern}` is not in its output:\n{output}");
+                }
+                for pattern in forbid.all() {
+                    ensure!(!pattern.found(output), "forbidden (`{pattern}`) in its output:\n{output}");
+                }
+                Ok(())
             }
             Step::Ipv6(guest) => {
                 machine.host.ping6(*guest);
