@@ -5,7 +5,7 @@
 /bin/busybox mount -t sysfs sysfs /sys
 /bin/busybox mount -t devtmpfs devtmpfs /dev
 /bin/busybox --install -s /bin
-export PATH=/bin:/usr/bin HOME=/root TERM=linux
+export PATH=/sbin:/usr/sbin:/usr/bin:/bin HOME=/root TERM=linux
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm

@@ -1,5 +1,5 @@
-//! The initramfs of xtask's own guests: busybox, iperf3, the modules of Xen's frontends and, for comparison on the bare
-//! machine, of the same hardware's drivers. fio is in a second, larger one: Debian's needs 100 MB of libraries.
+//! The initramfs of xtask's own guests: busybox, iperf3, fio, e2fsprogs, the modules of Xen's frontends and, for comparison on
+//! the bare machine, of the same hardware's drivers.
 
 use super::cpio::Archive;
 use super::packages::{self, Kernel};
@@ -13,7 +13,7 @@ use std::path::PathBuf;
 const INIT: &[u8] = include_bytes!("init.sh");
 const UDHCPC: &[u8] = include_bytes!("udhcpc.sh");
 /// For the interactive shell.
-const PROFILE: &[u8] = b"export PATH=/bin:/usr/bin HOME=/root TERM=linux\ncd\nPS1='\\h# '\n";
+const PROFILE: &[u8] = b"export PATH=/sbin:/usr/sbin:/usr/bin:/bin HOME=/root TERM=linux\ncd\nPS1='\\h# '\n";
 
 /// What runs on Xenolith, and on the bare machine; file systems for both.
 const LISTS: [(&str, &[&str]); 2] = [
@@ -21,10 +21,33 @@ const LISTS: [(&str, &[&str]); 2] = [
     ("bare", &["e1000", "ahci", "sd_mod", "crc32c_generic", "ext4"]),
 ];
 /// Programs beside busybox: package and path.
-const PROGRAMS: [(&str, &str); 3] =
-    [("iperf3", "usr/bin/iperf3"), ("e2fsprogs", "sbin/mke2fs"), ("e2fsprogs", "sbin/e2fsck")];
-/// One more, for tests of disks.
-const FIO: (&str, &str) = ("fio", "usr/bin/fio");
+const PROGRAMS: [(&str, &str); 4] =
+    [("iperf3", "usr/bin/iperf3"), ("fio", "usr/bin/fio"), ("e2fsprogs", "sbin/mke2fs"), ("e2fsprogs", "sbin/e2fsck")];
+/// Other names of theirs.
+const NAMES: [(&str, &str); 2] = [("sbin/mkfs.ext4", "mke2fs"), ("sbin/fsck.ext4", "e2fsck")];
+/// What they need only for what no guest of ours asks of them, by the beginning of a library's name: fio's engines of storage on
+/// networks and of persistent memory, which alone draw in 100 MB; iperf3's authentication and SCTP.
+const UNUSED: [&str; 19] = [
+    "libcrypto",
+    "libssl",
+    "libsctp",
+    "libgfapi",
+    "libnbd",
+    "libibverbs",
+    "librdmacm",
+    "librados",
+    "librbd",
+    "libpmem",
+    "libnfs",
+    "libiscsi",
+    "libisal",
+    "libcurl",
+    "libdaxctl",
+    "libhdfs",
+    "libzbc",
+    "libxnvme",
+    "libblkio",
+];
 /// Where programs look for the loader of shared libraries.
 const LOADER: &str = "ld-linux-x86-64.so.2";
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
@@ -33,22 +56,33 @@ const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 ///
 /// # Errors
 /// A package cannot be had, or lacks what is expected of it.
-pub fn make(kernel: &Kernel, with_fio: bool) -> Result<PathBuf> {
+pub fn make(kernel: &Kernel) -> Result<PathBuf> {
+    // Named by all it is made of, so that it is made once; the packages beside it stay as they are.
+    let recipe =
+        format!("{INIT:?}{UDHCPC:?}{PROFILE:?}{LISTS:?}{PROGRAMS:?}{NAMES:?}{UNUSED:?}{}", kernel.image.display());
+    let name = format!("initramfs-{:08x}.gz", crc32fast::hash(recipe.as_bytes()));
+    let path = paths::output().join("debian").join(name);
+    if path.exists() {
+        return Ok(path);
+    }
     let steps = progress::steps("initramfs", 4);
     steps.say("programs");
     let mut archive = Archive::default();
-    let busybox = packages::unpack("busybox-static")?.join("bin/busybox");
     archive.program("init", INIT);
     archive.file("etc/profile", PROFILE);
     archive.program("etc/udhcpc.sh", UDHCPC);
     archive.file("etc/passwd", b"root::0:0:root:/root:/bin/sh\n");
     archive.file("etc/group", b"root:x:0:\n");
     archive.folder("dev");
-    archive.program("bin/busybox", &read(&busybox)?);
-    let programs: Vec<_> = PROGRAMS.into_iter().chain(with_fio.then_some(FIO)).collect();
-    for (path, file) in packages::programs(&programs)? {
-        archive.program(&path, &read(&file)?);
+    archive.program("bin/busybox", &read(&packages::file("busybox-static", "bin/busybox")?)?);
+    let unused = |name: &str| UNUSED.iter().any(|beginning| name.starts_with(beginning));
+    for (path, bytes) in packages::programs(&PROGRAMS, unused)? {
+        archive.program(&path, &bytes);
     }
+    for (path, target) in NAMES {
+        archive.link(path, target);
+    }
+    archive.file("etc/mke2fs.conf", &read(&packages::file("e2fsprogs", "etc/mke2fs.conf")?)?);
     archive.link("lib64", LIBRARIES);
     let loader = packages::unpack("libc6")?;
     let loader = [LIBRARIES, "lib/x86_64-linux-gnu", "lib64", "usr/lib64"]
@@ -70,18 +104,13 @@ pub fn make(kernel: &Kernel, with_fio: bool) -> Result<PathBuf> {
             }
         }
     }
-    let plain = archive.finish();
-    let path = paths::output().join("debian").join(format!("initramfs-{:08x}.gz", crc32fast::hash(&plain)));
-    if !path.exists() {
-        steps.next("compressing");
-        let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::default());
-        gzip.write_all(&plain)?;
-        let packed = gzip.finish()?;
-        // Under its name only when it is whole.
-        let part = path.with_extension("part");
-        std::fs::write(&part, packed).with_context(|| format!("cannot write {}", part.display()))?;
-        std::fs::rename(&part, &path)?;
-    }
+    steps.next("compressing");
+    let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::default());
+    gzip.write_all(&archive.finish())?;
+    // Under its name only when it is whole.
+    let part = path.with_extension("part");
+    std::fs::write(&part, gzip.finish()?).with_context(|| format!("cannot write {}", part.display()))?;
+    std::fs::rename(&part, &path)?;
     steps.done();
     Ok(path)
 }

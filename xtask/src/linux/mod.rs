@@ -2,10 +2,11 @@
 //! ([`modules`]), an initramfs ([`initramfs`], written as [`cpio`]).
 mod cpio;
 mod initramfs;
+mod lean;
 mod modules;
 mod packages;
 
-use crate::manifest::{DEBIAN, DEBIAN_FIO};
+use crate::manifest::DEBIAN;
 use crate::paths;
 use anyhow::Result;
 use std::path::PathBuf;
@@ -24,7 +25,7 @@ pub fn kernel(name: &str) -> Result<PathBuf> {
 /// Of the packages.
 pub fn initrd(name: &str) -> Result<PathBuf> {
     match name {
-        DEBIAN | DEBIAN_FIO => initramfs::make(&packages::Kernel::fetch()?, name == DEBIAN_FIO),
+        DEBIAN => initramfs::make(&packages::Kernel::fetch()?),
         file => Ok(paths::root().join(file)),
     }
 }

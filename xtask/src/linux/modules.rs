@@ -6,6 +6,7 @@ use crate::image::elf::{u16_at, u32_at, u64_at};
 use crate::image::kernel::payload;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// All modules of a kernel by name, with `_` for `-`.
@@ -85,26 +86,32 @@ impl Index {
 
 /// Names in `depends=` of a module's `.modinfo` section.
 fn depends(elf: &[u8]) -> Option<Vec<String>> {
-    let info = section(elf, b".modinfo\0")?;
+    let info = section(elf, ".modinfo")?;
     let line = info.split(|&b| b == 0).find_map(|line| line.strip_prefix(b"depends="))?;
     let names = std::str::from_utf8(line).ok()?.split(',').filter(|name| !name.is_empty());
     Some(names.map(|name| name.replace('-', "_")).collect())
 }
 
-/// A section's bytes by its name with NUL.
-fn section<'a>(elf: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+/// A section's bytes by its name.
+fn section<'a>(elf: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    elf.get(section_range(elf, name)?)
+}
+
+/// Where a section's bytes stand in the file, by its name.
+pub fn section_range(elf: &[u8], name: &str) -> Option<Range<usize>> {
     let table = usize::try_from(u64_at(elf, 40)?).ok()?;
     let (size, count) = (usize::from(u16_at(elf, 58)?), usize::from(u16_at(elf, 60)?));
-    let header = |index: usize| Some(table.checked_add(index.checked_mul(size)?)?);
-    let bytes = |index: usize| {
+    let header = |index: usize| table.checked_add(index.checked_mul(size)?);
+    let range = |index: usize| {
         let at = header(index)?;
         let start = usize::try_from(u64_at(elf, at + 24)?).ok()?;
-        elf.get(start..start.checked_add(usize::try_from(u64_at(elf, at + 32)?).ok()?)?)
+        Some(start..start.checked_add(usize::try_from(u64_at(elf, at + 32)?).ok()?)?)
     };
-    let names = bytes(usize::from(u16_at(elf, 62)?))?;
+    let names = elf.get(range(usize::from(u16_at(elf, 62)?))?)?;
     (0..count).find_map(|index| {
         let at = usize::try_from(u32_at(elf, header(index)?)?).ok()?;
-        names.get(at..)?.starts_with(name).then(|| bytes(index))?
+        let rest = names.get(at..)?.strip_prefix(name.as_bytes())?;
+        rest.starts_with(&[0]).then(|| range(index))?
     })
 }
 

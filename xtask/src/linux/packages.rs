@@ -4,6 +4,7 @@
 //! apt uses the host's own package lists. Where these are missing or too old, it gets lists of its own below that folder,
 //! which needs no root.
 
+use super::lean::lean;
 use super::modules;
 use crate::image::elf;
 use crate::{paths, setup};
@@ -67,36 +68,45 @@ impl Kernel {
     }
 }
 
-/// Programs with all shared libraries they need, each by its path in the guest.
+/// Programs with all shared libraries they need, each by its path in the guest, less those that `unused` names.
 ///
 /// # Errors
 /// A package cannot be had, or none has a library.
-pub fn programs(wanted: &[(&str, &str)]) -> Result<BTreeMap<String, PathBuf>> {
+pub fn programs(wanted: &[(&str, &str)], unused: fn(&str) -> bool) -> Result<BTreeMap<String, Vec<u8>>> {
     let mut files = BTreeMap::new();
-    let mut libraries = Libraries::default();
+    let mut libraries = Libraries { found: BTreeMap::new(), unused };
     for (package, path) in wanted {
-        let file = unpack(package)?.join(path);
-        ensure!(file.exists(), "package {package} has no {path}");
-        libraries.collect(&[package], &file)?;
-        files.insert((*path).to_string(), file);
+        let bytes = libraries.collect(&[package], &file(package, path)?)?;
+        files.insert((*path).to_string(), bytes);
     }
-    for (name, file) in libraries.found {
-        files.insert(format!("usr/lib/x86_64-linux-gnu/{name}"), file);
+    for (name, bytes) in libraries.found {
+        files.insert(format!("usr/lib/x86_64-linux-gnu/{name}"), bytes);
     }
     Ok(files)
 }
 
+/// A file of a package, by its path; newer releases have `/usr` before those of `/bin`, `/sbin` and `/lib`.
+///
+/// # Errors
+/// The package cannot be had, or lacks it.
+pub fn file(package: &str, path: &str) -> Result<PathBuf> {
+    let root = unpack(package)?;
+    let found = [root.join(path), root.join("usr").join(path)].into_iter().find_map(|path| path.canonicalize().ok());
+    found.with_context(|| format!("package {package} has no {path}"))
+}
+
 /// Shared libraries and the packages they come from.
-#[derive(Default)]
 struct Libraries {
-    found: BTreeMap<String, PathBuf>,
+    found: BTreeMap<String, Vec<u8>>,
+    unused: fn(&str) -> bool,
 }
 
 impl Libraries {
-    /// Finds what `file` needs, and what that needs. Its package comes last of those that led to it, whose dependencies it may
-    /// rely on.
-    fn collect(&mut self, packages: &[&str], file: &Path) -> Result<()> {
+    /// Finds what `file` needs, and what that needs; returns the file without need of what is unused. Its package comes last of
+    /// those that led to it, whose dependencies it may rely on.
+    fn collect(&mut self, packages: &[&str], file: &Path) -> Result<Vec<u8>> {
         let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let bytes = lean(bytes, self.unused).with_context(|| format!("{} is damaged", file.display()))?;
         let needed = elf::needed(&bytes).with_context(|| format!("{}", file.display()))?;
         for name in needed {
             if self.found.contains_key(&name) {
@@ -108,10 +118,12 @@ impl Libraries {
                 )??;
             // A library is a link to its versioned file; the guest gets one file by the name it is asked for.
             let path = path.canonicalize().with_context(|| format!("{}", path.display()))?;
-            self.found.insert(name, path.clone());
-            self.collect(&[packages, &[&owner]].concat(), &path)?;
+            // Known before it is whole, should libraries need each other.
+            self.found.insert(name.clone(), Vec::new());
+            let bytes = self.collect(&[packages, &[&owner]].concat(), &path)?;
+            self.found.insert(name, bytes);
         }
-        Ok(())
+        Ok(bytes)
     }
 }
 

@@ -141,14 +141,12 @@ pub struct Domain {
 pub struct Linux {
     /// A vmlinux or bzImage, or [`DEBIAN`]: the stock kernel of the host's distribution.
     pub kernel: String,
-    /// The initrd, or what xtask makes: [`DEBIAN`] has busybox and iperf3, [`DEBIAN_FIO`] fio as well.
+    /// The initrd, or what xtask makes: [`DEBIAN`] has busybox, iperf3, fio and e2fsprogs.
     pub initrd: Option<String>,
 }
 
 /// What xtask fetches itself; `linux::packages` says how.
 pub const DEBIAN: &str = "debian";
-/// See [`Linux::initrd`].
-pub const DEBIAN_FIO: &str = "debian-fio";
 
 const fn one() -> u32 {
     1
