@@ -31,9 +31,14 @@ pub(crate) struct Name {
 
 impl Name {
     pub fn of(words: &[u32; REQUEST_WORDS]) -> Self {
-        // The same place in all three forms.
+        // The same place in all three forms, but for an indirect request, which Linux' frontend wants to see answered as what it
+        // does (`indirect_op`); anything else it takes for a broken backend.
         let form = ReadWrite::from_words(words);
-        Self { id: form.id, operation: form.operation }
+        let indirect = Indirect::from_words(words);
+        match form.operation {
+            op::INDIRECT => Self { id: indirect.id, operation: indirect.indirect_op },
+            operation => Self { id: form.id, operation },
+        }
     }
 
     pub fn response(self, status: i16) -> [u32; RESPONSE_WORDS] {
@@ -80,7 +85,7 @@ pub(crate) struct Asked {
 /// # Errors
 /// The status to answer with.
 pub(crate) fn parse(words: &[u32; REQUEST_WORDS], limits: &Limits) -> Result<Asked, i16> {
-    let operation = Name::of(words).operation;
+    let operation = ReadWrite::from_words(words).operation;
     let kind = |operation| match operation {
         op::READ => Ok(Kind::Read),
         op::WRITE => Ok(Kind::Write),
@@ -194,6 +199,15 @@ mod tests {
         let form = Discard { operation: op::DISCARD, sector_number: 990, nr_sectors: 10, ..Discard::default() };
         let asked = Asked { kind: Kind::Discard, first: 990, data: Data::None(10) };
         assert_eq!(parse(&form.to_words(), &LIMITS), Ok(asked));
+    }
+
+    #[test]
+    fn an_indirect_request_is_answered_as_what_it_does() {
+        for indirect_op in [op::READ, op::WRITE] {
+            let form = Indirect { operation: op::INDIRECT, indirect_op, nr_segments: 20, id: 9, ..Indirect::default() };
+            assert_eq!(Name::of(&form.to_words()), Name { id: 9, operation: indirect_op });
+        }
+        assert_eq!(Name::of(&direct(op::WRITE, 8, &[])), Name { id: 7, operation: op::WRITE });
     }
 
     #[test]

@@ -185,8 +185,7 @@ impl Channel {
             let bad = Fault::BadId(response.id);
             let out = self.out.get_mut(usize::from(index)).and_then(|place| place.take_if(|out| out.id == response.id));
             let Some(mut out) = out else { return Err(bad) };
-            let asked_indirectly = out.list.is_some() && response.operation == op::INDIRECT;
-            if response.operation != out.operation && !asked_indirectly {
+            if response.operation != out.operation {
                 let (asked, answered) = (out.operation, response.operation);
                 self.put_back(index, out);
                 return Err(Fault::BadOperation { asked, answered });

@@ -392,7 +392,8 @@ impl Guest {
             self.fail("answers are not in ring order");
             link.order.retain(|id| *id != response.id);
         }
-        let operation = if out.list.is_some() { op::INDIRECT } else { out.operation };
+        // Also of an indirect request, as Linux' frontend has it.
+        let operation = out.operation;
         if response.operation != operation {
             self.fail(format!("operation {operation} is answered as {}", response.operation));
         }
