@@ -11,7 +11,7 @@
 
 use core::fmt;
 
-pub use hw::{Clock, DmaMemory, Mmio};
+pub use hw::{Clock, DmaMemory, Mmio, NarrowMmio};
 
 /// A contiguous run of bytes as the device addresses it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -13,6 +13,19 @@ pub trait Mmio {
     fn write32(&self, offset: usize, value: u32);
 }
 
+/// Registers of which some are narrower than 32 bits and have to be accessed as wide as they are (virtio 1.2, 4.1.3.1). Offsets are
+/// multiples of the width; the rest is as [`Mmio`] says.
+pub trait NarrowMmio: Mmio {
+    /// Reads a register of one byte.
+    fn read8(&self, offset: usize) -> u8;
+    /// Writes one.
+    fn write8(&self, offset: usize, value: u8);
+    /// Reads a register of two bytes.
+    fn read16(&self, offset: usize) -> u16;
+    /// Writes one.
+    fn write16(&self, offset: usize, value: u16);
+}
+
 /// Memory that driver and device share (descriptor rings). The device may write any word at any time: read once, check, use.
 /// Offsets are in bytes, multiples of 4; outside of the area reads give 0 and writes do nothing.
 pub trait DmaMemory {
@@ -24,8 +37,10 @@ pub trait DmaMemory {
     fn read(&self, offset: usize) -> u32;
     /// Volatile read; later reads of this memory are not moved before it (look at "done", then at the rest).
     fn load_acquire(&self, offset: usize) -> u32;
-    /// Volatile write.
+    /// Volatile write; the device sees writes in program order.
     fn write(&self, offset: usize, value: u32);
+    /// What was written before is visible to the device before anything is read after (publish, then look whether it wants to know).
+    fn fence(&self);
 }
 
 /// Time for bounded waits.

@@ -1,7 +1,7 @@
 //! What a driver's traits (`hw`) mean under libxenrt.
 
-use core::sync::atomic::{Ordering, compiler_fence};
-use hw::{Clock, DmaMemory, Mmio};
+use core::sync::atomic::{Ordering, compiler_fence, fence};
+use hw::{Clock, DmaMemory, Mmio, NarrowMmio};
 use libxenrt::device::Mmio as Bar;
 use libxenrt::dma::DmaRegion;
 
@@ -26,6 +26,23 @@ impl Mmio for Registers {
         // has to be told.
         compiler_fence(Ordering::SeqCst);
         self.0.write32(offset, value);
+    }
+}
+
+impl NarrowMmio for Registers {
+    fn read8(&self, offset: usize) -> u8 {
+        self.0.read8(offset)
+    }
+    fn write8(&self, offset: usize, value: u8) {
+        compiler_fence(Ordering::SeqCst);
+        self.0.write8(offset, value);
+    }
+    fn read16(&self, offset: usize) -> u16 {
+        self.0.read16(offset)
+    }
+    fn write16(&self, offset: usize, value: u16) {
+        compiler_fence(Ordering::SeqCst);
+        self.0.write16(offset, value);
     }
 }
 
@@ -58,6 +75,9 @@ impl DmaMemory for Rings {
     }
     fn write(&self, offset: usize, value: u32) {
         self.0.write32(offset, value);
+    }
+    fn fence(&self) {
+        fence(Ordering::SeqCst);
     }
 }
 

@@ -38,6 +38,7 @@ impl DmaMemory for Scratch {
     fn write(&self, offset: usize, value: u32) {
         self.0.write32(self.device_addr() + offset as u64, value);
     }
+    fn fence(&self) {}
 }
 
 type Served = Backend<Calls, Driver, Scratch, Page>;
