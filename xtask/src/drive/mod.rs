@@ -18,6 +18,9 @@ use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// The sector vbds are counted in, whatever the drive's.
+const SECTOR: u64 = 512;
+
 /// A drive.
 pub struct Drive {
     /// Its image.
@@ -72,27 +75,37 @@ impl Drives {
         self.drives.get(number)
     }
 
-    /// The sectors of its drive that a vbd has, in units of the drive's sectors.
+    /// The part of its drive that a vbd has, in sectors of 512 bytes whatever the drive's are, as in xenstore.
     ///
     /// # Errors
-    /// No such partition; a range outside of the drive.
+    /// No such partition; a range outside of the drive, or not of whole sectors of it.
     pub fn place(&self, system: &System, vbd: &vbd::Vbd) -> Result<std::ops::Range<u64>> {
         let number = system.disk_of(vbd).context("there is no such drive")?;
         let (Some(disk), Some(drive)) = (system.machine.disks.get(number), self.drives.get(number)) else {
             bail!("there is no such drive");
         };
-        let all = drive.len / u64::from(disk.sector_size);
+        let (all, ratio) = (drive.len / SECTOR, u64::from(disk.sector_size) / SECTOR);
         let range = match (&vbd.partition, vbd.range()) {
-            (Some(key), _) => gpt::find(disk, &drive.file, key).with_context(|| disk.label(number))?,
+            (Some(key), _) => {
+                let blocks = gpt::find(disk, &drive.file, key).with_context(|| disk.label(number))?;
+                blocks.start * ratio..blocks.end * ratio
+            }
             (None, Some(range)) if range.end != u64::MAX => range,
             _ => 0..all,
         };
         ensure!(
             range.end <= all,
-            "{} has {all} sectors, but sectors {} to {} are wanted",
+            "{} has {all} sectors of 512 bytes, but sectors {} to {} are wanted",
             disk.label(number),
             range.start,
             range.end - 1
+        );
+        ensure!(
+            range.start.is_multiple_of(ratio) && range.end.is_multiple_of(ratio),
+            "{} has sectors of {} bytes, so `first` and `sectors` of {} have to be multiples of {ratio} (they count 512 bytes)",
+            disk.label(number),
+            disk.sector_size,
+            vbd.name.text
         );
         Ok(range)
     }

@@ -179,8 +179,7 @@ impl<'a> Image<'a> {
         let vbds = system.vbds().find(|(name, vbd)| *name == domain && vbd.name.device == number);
         let (_, vbd) = vbds.with_context(|| format!("`{domain}` has no vbd {number}"))?;
         let disk = system.disk_of(vbd).context("the vbd is on no drive")?;
-        let sector = system.machine.disks.get(disk).map_or(512, |d| u64::from(d.sector_size));
-        Ok(Self { drives, disk, base: drives.place(system, vbd)?.start * sector })
+        Ok(Self { drives, disk, base: drives.place(system, vbd)?.start * SECTOR_SIZE as u64 })
     }
 
     /// Reads sectors of 512 bytes.

@@ -146,6 +146,28 @@ fn the_sample_is_sound_and_a_reader_may_share_what_another_writes() {
 }
 
 #[test]
+fn ranges_of_a_drive_with_large_sectors_count_512_bytes_as_everywhere() {
+    let large = |first: u64| {
+        let text = DISKS.replace("model = \"ahci\"", "model = \"virtio\"").replace("drive = 1\n", "");
+        let text = text.replacen("address = \"00:04.0\"", "address = \"00:04.0\"\nsector-size = 4096", 1);
+        let text = text.replacen("address = \"00:04.0\"\nsize = \"4MiB\"", "address = \"00:06.0\"\nsize = \"4MiB\"", 1);
+        System::parse(
+            &text.replace("first = 64\nsectors = 128", &format!("first = {first}\nsectors = 128")),
+            "large.toml",
+        )
+    };
+    let places = |system: &System| -> Vec<_> {
+        let drives = Drives::open(system).unwrap();
+        system.vbds().map(|(_, vbd)| drives.place(system, vbd).unwrap()).collect()
+    };
+    assert_eq!(places(&large(64).unwrap()), [2048..6144, 64..192, 6144..12288]);
+    let error = |first| format!("{:#}", Drives::open(&large(first).unwrap()).err().unwrap());
+    assert!(error(65).contains("multiples of 8"), "{}", error(65));
+    assert!(error(4096).contains("may both write"), "inside of the first partition: {}", error(4096));
+    assert!(error(1 << 20).contains("are wanted"), "{}", error(1 << 20));
+}
+
+#[test]
 fn an_image_of_another_run_or_of_a_wrong_size_is_refused() {
     let folder = crate::machine::folder("image-test").unwrap();
     let image = folder.join("x.img");

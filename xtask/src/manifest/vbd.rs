@@ -20,7 +20,7 @@ pub struct Vbd {
     pub drive: u8,
     /// The partition of its GPT.
     pub partition: Option<Key>,
-    /// The first sector of a range.
+    /// The first sector of a range, in units of 512 bytes.
     pub first: Option<u64>,
     /// The sectors of a range.
     pub sectors: Option<u64>,
