@@ -24,6 +24,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // … and drivers no grants and no xenstore.
     ("netback-e1000-driver", &["abi", "netback"]),
     ("blkback-ahci-driver", &["blkback"]),
+    ("blkback-virtio-driver", &["blkback"]),
     ("control", &["abi", "ring", "xenstore", "libxenrt"]),
     ("hello", &["libxenrt"]),
     ("hostile", &["abi", "ring", "xenstore", "libxenrt"]),
@@ -32,6 +33,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // A disk's image adds a driver to what all of them are.
     ("blkback-domain", &["abi", "libxenrt", "driver-domain", "blkback"]),
     ("blkback-ahci", &["libxenrt", "driver-domain", "blkback-domain", "blkback-ahci-driver"]),
+    ("blkback-virtio", &["libxenrt", "driver-domain", "blkback-domain", "blkback-virtio-driver"]),
     ("netback-e1000", &["abi", "libxenrt", "driver-domain", "netback", "netback-e1000-driver"]),
     ("web", &["abi", "libxenrt"]),
     (
