@@ -10,8 +10,11 @@ use crate::{image, setup};
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use serde::Serialize;
+use std::fs::File;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
 /// Arguments of `campaign`.
 #[derive(clap::Args)]
@@ -27,6 +30,9 @@ pub struct Args {
     /// Where the report goes (JSON)
     #[arg(long, global = true, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Where the console goes, line by line with seconds since the start: to see what happened around a kill
+    #[arg(long, global = true, value_name = "FILE")]
+    console: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -78,7 +84,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     setup::ensure_all()?;
     match &args.what {
         What::Net { kills } => {
-            let mut machine = boot(&system, name, true)?;
+            let mut machine = boot(&system, name, args)?;
             finish(args, &net::run(&mut machine, &system, *kills, args.seed)?)
         }
         What::Blk { kills, minutes } | What::Both { kills, minutes } => {
@@ -90,7 +96,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 progress: true,
             };
             blk::configure(&mut system, args.seed);
-            let machine = boot(&system, name, true)?;
+            let machine = boot(&system, name, args)?;
             finish(args, &blk::run(machine, &system, &plan)?)
         }
         What::Power { cuts } => {
@@ -101,10 +107,19 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
 }
 
-fn boot(system: &System, name: &str, public: bool) -> Result<Machine> {
+fn boot(system: &System, name: &str, args: &Args) -> Result<Machine> {
     let built = image::system(system, name)?;
-    let options = Options { name: name.to_string(), public, lacks: Lacks::default(), drives: None };
-    Machine::start(system, &built, &options, machine::reserve(0)?, |_| ())
+    let options = Options { name: name.to_string(), public: true, lacks: Lacks::default(), drives: None };
+    let mut keep = match &args.console {
+        Some(file) => Some(File::create(file).with_context(|| format!("cannot write {}", file.display()))?),
+        None => None,
+    };
+    let start = Instant::now();
+    Machine::start(system, &built, &options, machine::reserve(0)?, move |line| {
+        // A full disk must not end a campaign: the console goes on without the file.
+        let at = start.elapsed().as_secs_f64();
+        keep.take_if(|file| writeln!(file, "{at:10.4} {}", line.full()).is_err());
+    })
 }
 
 /// A campaign's result.
