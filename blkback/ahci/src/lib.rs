@@ -269,7 +269,7 @@ impl<M: Mmio, D: DmaMemory, C: Clock> Disks for Ahci<M, D, C> {
         self.each(|port, hw| {
             let depth = port.identity.as_ref().map_or(0, |id| Port::depth(hw, id));
             port.slots = Slots::new(depth);
-            port.begin(hw, was.busy >> port.index & 1 != 0, was.reset)
+            port.begin(hw, &was)
         });
         self.settle();
         let enabled = core::mem::take(&mut self.enabled);

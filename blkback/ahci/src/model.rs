@@ -2,7 +2,7 @@
 //!
 //! One [`Model`] is the registers, the memory behind the IOMMU and the clock, with a [`Drive`] per port. It is no kinder than hardware:
 //! a driver that breaks a rule of the specification panics here, time passes only by the clock, commands may end in any order,
-//! memory outside of the opened ranges faults. It is long, one file because it is one machine. [`Setup::qemu`] turns it into QEMU 7.2's
+//! memory outside of the opened ranges faults. It is long, one file because it is one machine. [`Setup::qemu`] turns it into QEMU's
 //! model where that differs; the functions below [`Model::lie_active`] make it a liar.
 
 pub mod drive;
@@ -40,9 +40,13 @@ pub struct Setup {
     pub staggered: bool,
     /// The BIOS owns it: never gives up, or after so many microseconds.
     pub bios_us: Option<u64>,
-    /// QEMU 7.2: stopping forgets nothing and stops nothing; a queued error shows in the Set Device Bits FIS and as a bit of
-    /// PxSERR only, and does not end other commands; a busy drive does not say so.
+    /// QEMU: stopping stops nothing, and a reset waits for what runs; a command that is not queued takes the issue bit of its slot along
+    /// whenever it ends, and QEMU itself ends with one whose list was started again; an error does not end other commands; a busy
+    /// drive does not say so.
     pub qemu: bool,
+    /// QEMU 7.2.0: nor does stopping clear the command registers, or COMRESET PxCI, and a queued error shows in the Set Device Bits FIS
+    /// and as a bit of PxSERR only.
+    pub keeps: bool,
     /// How long a port takes to stop.
     pub stop_us: u64,
     /// How long a link takes to come up.
@@ -62,6 +66,7 @@ impl Default for Setup {
             staggered: false,
             bios_us: None,
             qemu: false,
+            keeps: false,
             stop_us: 20,
             link_us: 500,
             spin_us: 300,
@@ -69,7 +74,7 @@ impl Default for Setup {
     }
 }
 
-/// QEMU 7.2's ich9-ahci.
+/// QEMU's ich9-ahci, as of 7.2.22 and 10.0.
 pub const QEMU: Setup = Setup {
     ports: 0x3f,
     slots: 32,
@@ -79,10 +84,14 @@ pub const QEMU: Setup = Setup {
     staggered: false,
     bios_us: None,
     qemu: true,
+    keeps: false,
     stop_us: 0,
     link_us: 0,
     spin_us: 0,
 };
+
+/// QEMU 7.2.0's.
+pub const QEMU_7_2_0: Setup = Setup { keeps: true, ..QEMU };
 
 /// A DMA access that the IOMMU refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +120,8 @@ struct Running {
     due: u64,
     /// The controller forgot it, the drive did not: it ends by a reset only.
     orphan: bool,
+    /// The command list was started again over it.
+    lost: bool,
     /// Whether data goes to the drive, and the regions, as they were when the command was taken.
     to_drive: bool,
     regions: Vec<(u64, usize)>,
@@ -275,7 +286,7 @@ impl State {
         let stale = port.reg(CI);
         port.regs.clear();
         port.running.clear();
-        if self.setup.qemu {
+        if self.setup.keeps {
             port.set(CI, stale);
         }
         port.set(SIG, u32::MAX);
@@ -287,11 +298,18 @@ impl State {
         self.time(p);
     }
 
+    /// QEMU's resets wait for what runs.
+    fn wait_out(&mut self, p: usize) {
+        let waits = self.setup.qemu;
+        let running = std::mem::take(&mut self.ports[p].running);
+        running.iter().filter(|run| waits && run.due != u64::MAX).for_each(|run| self.end(p, run));
+    }
+
     fn link_reset(&mut self, p: usize) {
+        self.wait_out(p);
         let now = self.now;
-        let keeps = self.setup.qemu;
+        let keeps = self.setup.keeps;
         let port = &mut self.ports[p];
-        port.running.clear();
         port.halted = false;
         port.set(TFD, 0x7f);
         port.set(SIG, u32::MAX);
@@ -420,6 +438,7 @@ impl State {
             Ok(_) => (0x40, 0, bit),
             Err((s, e)) => (s, e, 0),
         };
+        let (qemu, keeps) = (self.setup.qemu, self.setup.keeps);
         let port = &mut self.ports[p];
         port.set(TFD, u32::from(error) << 8 | u32::from(status));
         port.set(SACT, port.reg(SACT) & !active);
@@ -428,11 +447,11 @@ impl State {
             let [a, b, c, d] = active.to_le_bytes();
             self.dma_write(at, &[0xa1, 0x40, status, error, a, b, c, d]);
         }
-        self.cause(p, 1 << 3);
+        self.cause(p, if result.is_err() && qemu && !keeps { 1 << 30 } else { 1 << 3 });
         if result.is_err() {
             let port = &mut self.ports[p];
-            if self.setup.qemu {
-                port.or(SERR, bit);
+            if qemu {
+                port.or(SERR, if keeps { bit } else { 0 });
             } else {
                 // The drive forgets everything and waits for the log to be read; the controller stops (6.2.2).
                 port.drive().error = Some((run.slot, status, error));
@@ -444,6 +463,7 @@ impl State {
     }
 
     fn end_alone(&mut self, p: usize, run: &Running, result: Result<usize, (u8, u8)>) {
+        assert!(!run.lost || !run.ata.moves(), "QEMU ends: a command whose list was started again");
         let header = self.ports[p].addr(CLB) + u64::from(run.slot) * 32;
         let (status, error) = result.err().unwrap_or((0x50, 0));
         let moved = result.map_or(0, |m| m as u32);
@@ -501,7 +521,8 @@ impl State {
                     assert!(now >= since + 5 || qemu, "software reset too short");
                     (d.srst, d.error) = (None, None);
                     d.resets.0 += 1;
-                    port.running.clear();
+                    self.wait_out(p);
+                    let port = &mut self.ports[p];
                     if qemu {
                         port.set(SACT, 0);
                         port.set(SERR, 0);
@@ -534,7 +555,15 @@ impl State {
         let sectors = if ata.transfers() { ata.sectors() } else { 0 };
         port.drive().commands.push((ata.command, ata.lba, sectors));
         assert!(!port.running.iter().any(|r| r.orphan), "a command to a drive that was not reset");
-        port.running.push(Running { slot, ata, due, orphan: false, to_drive: flags >> 6 & 1 == 1, regions });
+        port.running.push(Running {
+            slot,
+            ata,
+            due,
+            orphan: false,
+            lost: false,
+            to_drive: flags >> 6 & 1 == 1,
+            regions,
+        });
         if due <= now {
             let run = port.running.pop().unwrap();
             self.end(p, &run);
@@ -542,7 +571,8 @@ impl State {
     }
 
     fn write_command(&mut self, p: usize, value: u32) {
-        let (qemu, clo, now, stop) = (self.setup.qemu, self.setup.override_, self.now, self.setup.stop_us);
+        let (qemu, keeps) = (self.setup.qemu, self.setup.keeps);
+        let (clo, now, stop) = (self.setup.override_, self.now, self.setup.stop_us);
         let port = &mut self.ports[p];
         let old = port.reg(CMD);
         let mut new = old & (CR | FR) | value & 0x17;
@@ -554,6 +584,7 @@ impl State {
             new |= FR;
         }
         if value & ST != 0 && old & ST == 0 {
+            port.running.iter_mut().for_each(|run| run.lost = true);
             assert!(new & FRE != 0 && old & CR == 0, "started without FRE or still running");
             assert!(port.link_up(), "started without a link");
             assert!(qemu || port.reg(TFD) & 0x88 == 0, "started a busy drive");
@@ -563,10 +594,12 @@ impl State {
         if value & ST == 0 && old & ST != 0 {
             port.stopped_at = now + stop;
             port.halted = false;
-            if !qemu {
+            if !keeps {
                 // The controller forgets; what the drive was given, the drive still has.
                 port.set(CI, 0);
                 port.set(SACT, 0);
+            }
+            if !qemu {
                 port.running.iter_mut().for_each(|r| (r.orphan, r.due) = (true, u64::MAX));
             }
         }

@@ -24,13 +24,14 @@ use crate::memory::OWN_BYTES;
 use crate::port::{Hw, Port, failed};
 use crate::regs::{self, AtaStatus, Cap, Link, PortCmd, PortInterrupts};
 use crate::slots::each;
+use crate::start::Found;
 use blkback::disk::{Clock, DmaMemory, Fault, IoError, Mmio};
 use core::fmt;
 
 /// How long a port may take to stop (3.3.7: 500 ms).
 const STOP_US: u64 = 500_000;
 /// How long COMRESET is held (10.4.2: at least 1 ms).
-const COMRESET_US: u64 = 1_000;
+pub(crate) const COMRESET_US: u64 = 1_000;
 /// How long the link may take to come up after COMRESET, or to come back by itself (10.4.2; in practice 10 to 100 ms).
 const LINK_US: u64 = 250_000;
 /// How long command list override may take.
@@ -180,9 +181,20 @@ impl Port {
         }
     }
 
-    /// Begins with a port that is stopped and of which nothing is known. `interrupted`: the drive may still have commands;
-    /// `link_expected`: the link was just reset.
+    /// Begins with a port that was stopped as `found`.
     pub(crate) fn begin<M: Mmio, D: DmaMemory, C: Clock>(
+        &mut self,
+        hw: &Hw<M, D, C>,
+        found: &Found,
+    ) -> Result<(), Fault> {
+        let has = |ports: u32| ports >> self.index & 1 != 0;
+        let (interrupted, link_reset) = (has(found.busy), has(found.link));
+        self.stats.link_resets = self.stats.link_resets.saturating_add(u64::from(link_reset));
+        self.bring_up(hw, interrupted, link_reset || found.reset)
+    }
+
+    /// From a port that is stopped. `interrupted`: the drive may still have queued commands; `link_expected`: the link was just reset.
+    fn bring_up<M: Mmio, D: DmaMemory, C: Clock>(
         &mut self,
         hw: &Hw<M, D, C>,
         interrupted: bool,
@@ -224,7 +236,7 @@ impl Port {
         hw.write(self.index, regs::PXSERR, u32::MAX);
         match Link::of(hw.read(self.index, regs::PXSSTS)) {
             Link::Down => Ok(()),
-            _ => self.begin(hw, false, true),
+            _ => self.bring_up(hw, false, true),
         }
     }
 
@@ -267,6 +279,9 @@ impl Port {
             }
             Cause::Link => self.plan.identify = true,
         }
+        if cause != Cause::TaskFile && self.is_busy(hw) {
+            self.plan.reset = Reset::Link;
+        }
         self.plan.reset_due = self.plan.reset > Reset::Port;
         let recalled = self.slots.recall();
         if matches!(cause, Cause::TaskFile | Cause::Doubt) && self.plan.log == 0 {
@@ -275,6 +290,14 @@ impl Port {
         hw.write(self.index, regs::PXIE, 0);
         self.stop(hw);
         self.advance(hw)
+    }
+
+    /// A command that is not queued is with the drive, and has not failed: the drive takes nothing but COMRESET (see `start`). Asked before
+    /// the port is stopped, which clears the registers.
+    pub(crate) fn is_busy<M: Mmio, D: DmaMemory, C: Clock>(&self, hw: &Hw<M, D, C>) -> bool {
+        let issued = hw.read(self.index, regs::PXCI);
+        let [status, ..] = hw.read(self.index, regs::PXTFD).to_le_bytes();
+        issued & !hw.read(self.index, regs::PXSACT) != 0 && !failed(status)
     }
 
     fn stop<M: Mmio, D: DmaMemory, C: Clock>(&mut self, hw: &Hw<M, D, C>) {
@@ -361,8 +384,8 @@ impl Port {
     /// The next stronger reset, from a port that may be running.
     fn escalate<M: Mmio, D: DmaMemory, C: Clock>(&mut self, hw: &Hw<M, D, C>) {
         match self.plan.reset {
-            Reset::Port => self.plan.reset = Reset::Soft,
-            Reset::Soft => self.plan.reset = Reset::Link,
+            Reset::Port if !self.is_busy(hw) => self.plan.reset = Reset::Soft,
+            Reset::Port | Reset::Soft => self.plan.reset = Reset::Link,
             Reset::Link => self.plan.give_up = true,
         }
         self.plan.reset_due = true;
@@ -377,8 +400,8 @@ impl Port {
         if Link::of(hw.read(self.index, regs::PXSSTS)) != Link::Up {
             return self.enter(hw, Step::Link, LINK_US);
         }
-        // Stopping forgets all commands (3.3.13, 3.3.14). QEMU's controller before 8.1 does not: queued ones go on, and a busy
-        // drive takes nothing but COMRESET, after which the bits of PxCI still stand.
+        // Stopping forgets all commands (3.3.13, 3.3.14). QEMU's controller does not, whatever its registers say; and those of its first
+        // 7.2 still show them, PxCI even after COMRESET.
         let survived = if hw.read(self.index, regs::PXCI) != 0 {
             Reset::Link
         } else if hw.read(self.index, regs::PXSACT) != 0 {

@@ -4,10 +4,17 @@
 //! by the hypervisor. [`Stopped::stop`] needs no mastership; the wiring gives it back between that and [`Stopped::start`], when
 //! there is nothing left that would read the predecessor's command lists. The controller is reset as a whole only where a port does
 //! not stop, because that takes all links down.
+//!
+//! How much of a reset a drive needs is read off its port before that is stopped, since stopping clears the command registers. Idle:
+//! none. Queued commands: a software reset. A command that is not queued, or a predecessor that did not get as far as to serve:
+//! COMRESET, and that before mastership comes back. Such a drive is busy, so it takes no software reset (10.4.1); and QEMU's lets the old
+//! command end whenever it likes: with mastership it would still reach for memory that was the predecessor's, it takes along the issue
+//! bit of the command that is in its slot by then, and where the list has been started again QEMU itself ends.
 
 use crate::memory::DriveMemory;
 use crate::port::{Hw, Port};
-use crate::regs::{self, Bohc, Cap, Ghc, Link, PortCmd};
+use crate::recovery::COMRESET_US;
+use crate::regs::{self, Bohc, Cap, Ghc, Link, PortCmd, PortInterrupts};
 use crate::{Ahci, Config, DRIVE_BYTES, POLLED_GLANCE_US};
 use blkback::disk::{Clock, Disks, DmaMemory, DriveId, Mmio, ResetError};
 
@@ -38,8 +45,10 @@ fn poll_us<C: Clock>(clock: &C, timeout_us: u64, mut done: impl FnMut() -> bool)
 pub(crate) struct Found {
     /// Ports implemented.
     pub ports: u32,
-    /// The drive may have commands: some were in flight, or the port was stopped by somebody who may have died before he reset it.
+    /// The drive may have queued commands.
     pub busy: u32,
+    /// The link was reset.
+    pub link: u32,
     /// The controller was reset.
     pub reset: bool,
 }
@@ -70,13 +79,15 @@ pub(crate) fn stop_all<M: Mmio, C: Clock>(mmio: &M, clock: &C) -> Result<Found, 
     };
     let stopped =
         |bit: PortCmd| poll_us(clock, STOP_US, || ports_of(ports).all(|p| read(p, regs::PXCMD) & bit.bits() == 0));
-    let mut busy = 0;
+    let (mut busy, mut link) = (0, 0);
     for port in ports_of(ports) {
-        mmio.write32(regs::port(port, regs::PXIE), 0);
-        let in_flight = read(port, regs::PXSACT) | read(port, regs::PXCI);
-        if in_flight != 0 || read(port, regs::PXCMD) & PortCmd::ST.bits() == 0 {
-            busy |= 1u32.wrapping_shl(u32::from(port));
+        let bit = 1u32.wrapping_shl(u32::from(port));
+        match found_state(|register| read(port, register)) {
+            State::Nothing | State::Idle => {}
+            State::Queued => busy |= bit,
+            State::Wedged => link |= bit,
         }
+        mmio.write32(regs::port(port, regs::PXIE), 0);
         clear(port, PortCmd::ST);
     }
     let mut quiet = stopped(PortCmd::CR);
@@ -86,8 +97,47 @@ pub(crate) fn stop_all<M: Mmio, C: Clock>(mmio: &M, clock: &C) -> Result<Found, 
     }
     if !quiet {
         reset_controller(mmio, clock)?;
+    } else if link != 0 {
+        let control = |port, det| {
+            let old = read(port, regs::PXSCTL) & !regs::SCTL_DET;
+            mmio.write32(regs::port(port, regs::PXSCTL), old | det);
+        };
+        ports_of(ports & link).for_each(|port| control(port, regs::SCTL_DET_RESET));
+        poll_us(clock, COMRESET_US, || false);
+        ports_of(ports & link).for_each(|port| control(port, 0));
     }
-    Ok(Found { ports, busy, reset: !quiet })
+    Ok(Found { ports, busy, link, reset: !quiet })
+}
+
+/// What a port was doing.
+enum State {
+    /// There is no device.
+    Nothing,
+    /// It served, and had no commands.
+    Idle,
+    /// It served, and had queued commands.
+    Queued,
+    /// A command that is not queued keeps its drive busy, or nobody knows.
+    Wedged,
+}
+
+/// Finds out before the port is stopped.
+fn found_state(read: impl Fn(usize) -> u32) -> State {
+    let held = read(regs::PXSCTL) & regs::SCTL_DET != 0;
+    if Link::of(read(regs::PXSSTS)) == Link::Down && !held {
+        return State::Nothing;
+    }
+    // Only a port that serves listens to errors.
+    let listens = PortInterrupts::from_bits_retain(read(regs::PXIE)).intersects(PortInterrupts::errors());
+    let started = read(regs::PXCMD) & PortCmd::ST.bits() != 0;
+    // PxCI first: a bit that is in neither is not with the drive, whenever it ended.
+    let (issued, active) = (read(regs::PXCI), read(regs::PXSACT));
+    match (issued & !active, active) {
+        _ if held || !listens || !started => State::Wedged,
+        (0, 0) => State::Idle,
+        (0, _) => State::Queued,
+        _ => State::Wedged,
+    }
 }
 
 /// Takes the controller from the BIOS (10.6.3).
@@ -151,8 +201,8 @@ impl<M: Mmio, C: Clock> Stopped<M, C> {
         let hw = Hw { mmio, dma, clock, config, cap, glance_us };
         let ports = ports_of(found.ports).zip(0..).map(|(index, place)| Port::new(index, DriveId(place))).collect();
         let mut ahci = Ahci { hw, ports, fault: None, enabled: false, turn: 0, resets_in_row: 0 };
-        share_memory(&ahci.hw, &mut ahci.ports);
-        ahci.each(|port, hw| port.begin(hw, found.busy >> port.index & 1 != 0, found.reset));
+        share_memory(&ahci.hw, &mut ahci.ports, found.link);
+        ahci.each(|port, hw| port.begin(hw, &found));
         ahci.settle();
         if ahci.fault() == Some(blkback::disk::Fault::Gone) {
             return Err(ResetError::Gone);
@@ -163,12 +213,13 @@ impl<M: Mmio, C: Clock> Stopped<M, C> {
     }
 }
 
-/// Ports with a drive get memory first, those that may get one later what is left.
-fn share_memory<M: Mmio, D: DmaMemory, C: Clock>(hw: &Hw<M, D, C>, ports: &mut [Port]) {
+/// Ports with a drive get memory first, those that may get one later what is left. `reset`: their links were up, and come up again.
+fn share_memory<M: Mmio, D: DmaMemory, C: Clock>(hw: &Hw<M, D, C>, ports: &mut [Port], reset: u32) {
     let mut n = 0;
     for connected in [true, false] {
         for port in ports.iter_mut() {
-            if (Link::of(hw.read(port.index, regs::PXSSTS)) != Link::Down) == connected && port.memory.is_none() {
+            let up = Link::of(hw.read(port.index, regs::PXSSTS)) != Link::Down || reset >> port.index & 1 != 0;
+            if up == connected && port.memory.is_none() {
                 port.memory = DriveMemory::nth(&hw.dma, n);
                 n = n.saturating_add(usize::from(port.memory.is_some()));
             }

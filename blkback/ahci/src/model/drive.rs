@@ -107,6 +107,11 @@ impl Ata {
         }
     }
 
+    /// Whether it is a transfer by DMA that is not queued.
+    pub(super) fn moves(&self) -> bool {
+        matches!(self.command, 0x25 | 0x35 | 0x3d | 0x06)
+    }
+
     pub(super) fn transfers(&self) -> bool {
         self.queued() || matches!(self.command, 0x25 | 0x35 | 0x3d)
     }

@@ -4,7 +4,7 @@ mod commands;
 mod errors;
 mod life;
 
-use crate::model::{BUFFERS, DriveSetup, Model, QEMU, Setup};
+use crate::model::{BUFFERS, DriveSetup, Model, QEMU, QEMU_7_2_0, Setup};
 use crate::{Ahci, Config, Stopped};
 use blkback::disk::{Command, Completion, Disks, DriveId, IoError, Op, Segment};
 
@@ -12,9 +12,9 @@ type Driver = Ahci<Model, Model, Model>;
 
 const D0: DriveId = DriveId(0);
 const D1: DriveId = DriveId(1);
-/// Both kinds of controllers.
-fn setups() -> [Setup; 2] {
-    [Setup::default(), QEMU]
+/// All kinds of controllers.
+fn setups() -> [Setup; 3] {
+    [Setup::default(), QEMU, QEMU_7_2_0]
 }
 
 fn one(setup: Setup, drive: DriveSetup) -> (Model, Driver) {
