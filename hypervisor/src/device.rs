@@ -117,7 +117,8 @@ fn find_device(owner: DomId, record: &bundle::Device) -> Result<Device, String> 
     })
 }
 
-fn set_command(bdf: Bdf, on: u32, off: u32) {
+/// Sets and clears bits of a function's COMMAND.
+pub fn set_command(bdf: Bdf, on: u32, off: u32) {
     let old = pci::Space.read(bdf, reg::COMMAND) & 0xFFFF;
     pci::Space.write(bdf, reg::COMMAND, old & !off | on);
 }
@@ -344,7 +345,6 @@ pub fn program_msi(bdf: Bdf, addr: u32, data: u16) {
     }
     // One vector, enabled.
     space.write(bdf, at, control & !(7 << 20) | 1 << 16);
-    set_command(bdf, command::BUS_MASTER, 0);
 }
 
 /// Switches a function's message-signalled interrupts on, as index `vector` of its remapping table, or off.
@@ -352,13 +352,7 @@ pub fn message_interrupts(bdf: Bdf, vector: Option<u8>) {
     let space = &pci::Space;
     if let Some(at) = capability(space, bdf, cap::MSI) {
         match vector {
-            Some(vector) => {
-                let master = space.read(bdf, reg::COMMAND) & command::BUS_MASTER;
-                program_msi(bdf, 0xFEE0_0000, u16::from(vector));
-                if master == 0 {
-                    set_command(bdf, 0, command::BUS_MASTER);
-                }
-            }
+            Some(vector) => program_msi(bdf, 0xFEE0_0000, u16::from(vector)),
             None => space.write(bdf, at, space.read(bdf, at) & !(1 << 16)),
         }
     } else if let Some(at) = capability(space, bdf, cap::MSIX) {

@@ -174,6 +174,15 @@ impl Domain {
     pub const fn special_gfn(&self, which: u32) -> Gfn {
         Gfn::containing((self.record.mem_pages as u64).saturating_sub(which as u64) * abi::PAGE_SIZE as u64)
     }
+    /// Tells it values by HVM parameters.
+    pub fn set_params(&self, values: [(u32, u64); 2]) {
+        let mut params = self.hvm_params.lock();
+        for (index, value) in values {
+            if let Some(param) = params.get_mut(index as usize) {
+                *param = value;
+            }
+        }
+    }
     /// Whether its nested tables may still grow: what it maps far apart must not cost the machine its memory.
     #[must_use]
     pub const fn may_grow(&self, p2m: &P2m) -> bool {

@@ -101,24 +101,16 @@ pub fn reselect(domain: &Domain, vcpu: &Arc<Vcpu>) {
     }
 }
 
-fn raise(notify: Option<Notify>) {
-    if let Some(notify) = notify {
-        deliver(notify);
-    }
-}
-
 /// The single-shot timer of a vCPU has expired.
 pub fn timer_expired(domain: &Domain, vcpu: u32) {
     let notify = table().virq(domain.id, VIRQ_TIMER, vcpu);
-    if let Some(notify) = notify {
-        deliver_to(domain, notify);
-    }
+    notify.into_iter().for_each(|notify| deliver_to(domain, notify));
 }
 
 /// A virtual interrupt of which a domain has one.
 pub fn virq(dom: DomId, virq: u32) {
     let notify = table().virq(dom, virq, 0);
-    raise(notify);
+    notify.into_iter().for_each(deliver);
 }
 
 /// The control domain has an event to fetch.
@@ -129,7 +121,7 @@ pub fn tell_control() {
 /// An interrupt of a domain's device.
 pub fn pirq(dom: DomId, pirq: u32) {
     let notify = table().pirq(dom, pirq);
-    raise(notify);
+    notify.into_iter().for_each(deliver);
 }
 
 /// A domain comes to be: it has no ports yet.
@@ -148,11 +140,6 @@ pub fn prepare(domain: &Domain) -> Result<(), EvtchnError> {
     let store = table.alloc_unbound(domain.id, DomId::CONTROL)?;
     let console = table.alloc_unbound(domain.id, DomId::CONTROL)?;
     drop(table);
-    let mut params = domain.hvm_params.lock();
-    for (param, port) in [(hvm::PARAM_STORE_EVTCHN, store), (hvm::PARAM_CONSOLE_EVTCHN, console)] {
-        if let Some(p) = params.get_mut(param as usize) {
-            *p = port.0.into();
-        }
-    }
+    domain.set_params([(hvm::PARAM_STORE_EVTCHN, store.0.into()), (hvm::PARAM_CONSOLE_EVTCHN, console.0.into())]);
     Ok(())
 }

@@ -7,7 +7,7 @@
 use crate::domain;
 use crate::lifecycle::{self, Cause};
 use crate::mem::{self, Tables};
-use crate::{irq, paging, pci, percpu, time};
+use crate::{device, irq, paging, pci, percpu, time};
 use abi::DomId;
 use abi::xenolith::{self, cause};
 use alloc::collections::BTreeMap;
@@ -181,7 +181,9 @@ pub fn init(platform: &Platform) -> Result<(), String> {
 
 /// The unit's own MSI, which nothing remaps.
 fn announce_events(bdf: Bdf) {
-    crate::device::program_msi(bdf, 0xFEE0_0000 | percpu::this().apic_id << 12, u16::from(irq::IOMMU_VECTOR));
+    device::program_msi(bdf, 0xFEE0_0000 | percpu::this().apic_id << 12, u16::from(irq::IOMMU_VECTOR));
+    // An interrupt is a write of its own.
+    device::set_command(bdf, command::BUS_MASTER, 0);
     if capability(&pci::Space, bdf, hv_core::pci::cap::MSI).is_none() {
         log::warn!("AMD-Vi unit {bdf} has no MSI: faults are found by polling only");
     }

@@ -7,7 +7,8 @@ use crate::domain::{Domain, pause};
 use crate::{deadlines, device, events, grants, hypercall, image, iommu, loader, power, run, time};
 use abi::shared::shared_info;
 use abi::xenolith::{self, DomOp, Event, cause};
-use abi::{Errno, bundle, hvm};
+use abi::bundle::special;
+use abi::{Errno, hvm};
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use hv_core::lifecycle::EventQueue;
@@ -128,17 +129,9 @@ pub fn kill(domain: &Arc<Domain>) {
 pub fn prepare(domain: &Arc<Domain>) -> Result<(), &'static str> {
     domain.shared_info.zero();
     let _inside = domain.shared_info.write(shared_info::WC_SEC, time::boot_clock().as_bytes());
-    {
-        let mut params = domain.hvm_params.lock();
-        *params = [0; hvm::NR_PARAMS as usize];
-        for (param, page) in
-            [(hvm::PARAM_STORE_PFN, bundle::special::STORE), (hvm::PARAM_CONSOLE_PFN, bundle::special::CONSOLE)]
-        {
-            if let Some(p) = params.get_mut(param as usize) {
-                *p = domain.special_gfn(page).0;
-            }
-        }
-    }
+    *domain.hvm_params.lock() = [0; hvm::NR_PARAMS as usize];
+    let [store, console] = [special::STORE, special::CONSOLE].map(|page| domain.special_gfn(page).0);
+    domain.set_params([(hvm::PARAM_STORE_PFN, store), (hvm::PARAM_CONSOLE_PFN, console)]);
     *domain.watchdogs.lock() = hv_core::watchdog::Watchdogs::default();
     events::prepare(domain).map_err(|_| "its port limit leaves no room for the store and console ports")?;
     grants::prepare(domain).map_err(|_| "there is no room for its grant table")?;

@@ -59,8 +59,9 @@ pub fn parse(module: Option<Region>) -> Result<Bundle<'static>, String> {
     if wanted + wanted / 16 + 64 * bundle.domains().len() as u64 > free {
         return Err(alloc::format!("too little memory: the domains want {} KiB, {} KiB are free", wanted * 4, free * 4));
     }
-    for d in bundle.domains() {
-        check_domain(&bundle, d)?;
+    if let Some(d) = bundle.domains().iter().find(|d| smp::for_guests(d.cpu_mask) == 0) {
+        let (name, has) = (bundle.name(d).unwrap_or("?"), smp::for_guests(0).count_ones());
+        return Err(alloc::format!("domain {name} may run on CPUs {:#x} only, the machine has {has}", d.cpu_mask));
     }
     // Before the first domain is made: a device that cannot be had starts nothing.
     for d in bundle.domains() {
@@ -68,15 +69,6 @@ pub fn parse(module: Option<Region>) -> Result<Bundle<'static>, String> {
         device::claim(d.domid, bundle.devices(d), bundle.ports(d)).map_err(|e| alloc::format!("domain {name}: {e}"))?;
     }
     Ok(bundle)
-}
-
-fn check_domain(bundle: &Bundle<'static>, d: &'static bundle::Domain) -> Result<(), String> {
-    let name = bundle.name(d).unwrap_or("?");
-    if smp::for_guests(d.cpu_mask) == 0 {
-        let has = smp::for_guests(0).count_ones();
-        return Err(alloc::format!("domain {name} may run on CPUs {:#x} only, the machine has {has}", d.cpu_mask));
-    }
-    Ok(())
 }
 
 /// A domain's segments, by address (`Bundle::parse` checked the order).

@@ -6,9 +6,10 @@
 use crate::context::Context;
 use crate::domain::Domain;
 use crate::shared_frame::SharedFrame;
-use crate::{events, lapic, smp, time};
+use crate::time::{self, Scale};
+use crate::{events, lapic, smp};
 use abi::sched::POLL_MAX_PORTS;
-use abi::shared::{shared_info, time_info, vcpu_info};
+use abi::shared::{VcpuTimeInfo, shared_info, time_info, vcpu_info};
 use abi::vcpu::RunstateInfo;
 use abi::{EvtchnPort, PAGE_SIZE, VcpuId, bundle};
 use alloc::sync::Weak;
@@ -114,14 +115,6 @@ impl VcpuInfo {
     pub fn pending_sel(&self) -> Option<&AtomicU64> {
         self.frame.u64_at(self.offset + vcpu_info::EVTCHN_PENDING_SEL)
     }
-    /// The 32-bit word at `field`.
-    pub fn word(&self, field: usize) -> Option<&AtomicU32> {
-        self.frame.u32_at(self.offset + field)
-    }
-    /// The 64-bit word at `field`.
-    pub fn quad(&self, field: usize) -> Option<&AtomicU64> {
-        self.frame.u64_at(self.offset + field)
-    }
 }
 
 impl Vcpu {
@@ -176,25 +169,16 @@ impl Vcpu {
     /// written when the structure is new or has moved.
     pub fn write_clock(&self, domain: &Domain) {
         let Some(info) = self.info(domain) else { return };
-        let at = |field| vcpu_info::TIME + field;
-        let scale = time::scale();
-        let Some(version) = info.word(at(time_info::VERSION)) else { return };
+        let Some(version) = info.frame.u32_at(info.offset + vcpu_info::TIME + time_info::VERSION) else { return };
         let even = version.load(SeqCst) & !1;
         version.store(even.wrapping_add(1), SeqCst);
-        let quads = [(time_info::TSC_TIMESTAMP, scale.base), (time_info::SYSTEM_TIME, 0)];
-        for (field, value) in quads {
-            if let Some(quad) = info.quad(at(field)) {
-                quad.store(value, SeqCst);
-            }
-        }
-        if let Some(mul) = info.word(at(time_info::TSC_TO_SYSTEM_MUL)) {
-            mul.store(scale.mul, SeqCst);
-        }
-        for (field, value) in [(time_info::TSC_SHIFT, scale.shift as u8), (time_info::FLAGS, time_info::TSC_STABLE)] {
-            if let Some(byte) = info.byte(at(field)) {
-                byte.store(value, SeqCst);
-            }
-        }
+        let Scale { base: tsc_timestamp, mul: tsc_to_system_mul, shift: tsc_shift, .. } = time::scale();
+        let flags = time_info::TSC_STABLE;
+        let clock = VcpuTimeInfo { tsc_timestamp, tsc_to_system_mul, tsc_shift, flags, ..VcpuTimeInfo::default() };
+        // All but the version and the word beside it.
+        let (_, fields) = clock.as_bytes().split_at(time_info::TSC_TIMESTAMP);
+        let inside = info.frame.write(info.offset + vcpu_info::TIME + time_info::TSC_TIMESTAMP, fields);
+        debug_assert!(inside, "no vcpu_info crosses a page");
         version.store(even.wrapping_add(2), SeqCst);
     }
     /// Where its `vcpu_info` is. vCPUs without a slot in `shared_info` have none before they register one.

@@ -139,8 +139,6 @@ macro_rules! typed {
 typed! {
     /// `XENMEM_add_to_physmap`.
     add_to_physmap: nr::MEMORY_OP, memory::ADD_TO_PHYSMAP, memory::AddToPhysmap;
-    /// `XENMEM_remove_from_physmap`.
-    remove_from_physmap: nr::MEMORY_OP, memory::REMOVE_FROM_PHYSMAP, memory::RemoveFromPhysmap;
     /// `EVTCHNOP_alloc_unbound`.
     evtchn_alloc_unbound: nr::EVENT_CHANNEL_OP, evtchn::ALLOC_UNBOUND, evtchn::AllocUnbound;
     /// `EVTCHNOP_bind_interdomain`.

@@ -154,8 +154,6 @@ call!(
     memory::POPULATE_PHYSMAP => at Populate(memory::MemoryReservation),
     /// Let a shared page appear.
     memory::ADD_TO_PHYSMAP => at AddToPhysmap(memory::AddToPhysmap),
-    /// Take a page away.
-    memory::REMOVE_FROM_PHYSMAP => at RemoveFromPhysmap(memory::RemoveFromPhysmap),
 );
 
 call!(
@@ -176,12 +174,6 @@ call!(
 call!(
     /// `vcpu_op`; the vCPU is an argument of its own.
     VcpuOp:
-    /// May run.
-    vcpu::UP => bare Up,
-    /// Must not.
-    vcpu::DOWN => bare Down,
-    /// Whether it may.
-    vcpu::IS_UP => bare IsUp,
     /// The area that is kept up to date with it.
     vcpu::REGISTER_RUNSTATE_MEMORY_AREA => at RegisterRunstateArea(vcpu::RegisterArea),
     /// Never: there are no periodic timers, but stopping one is fine.

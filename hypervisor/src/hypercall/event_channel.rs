@@ -49,9 +49,7 @@ pub fn call(caller: &Caller<'_>, cmd: u64, arg: u64) -> Result<i64, Errno> {
         Op::Close(op) => close(caller, op.port),
         Op::Send(op) => {
             let notify = events::table().send(own, op.port)?;
-            if let Some(notify) = notify {
-                events::deliver(notify);
-            }
+            notify.into_iter().for_each(events::deliver);
             Ok(0)
         }
         Op::Status(op) => {

@@ -1,4 +1,4 @@
-//! `memory_op`: shared pages into and out of a domain's physical map, holes in its RAM. Its memory map is in the start info.
+//! `memory_op`: shared pages into a domain's physical map, holes in its RAM. Its memory map is in the start info.
 //!
 //! RAM is given to a domain once and for all: a frame taken out of the map by `decrease_reservation` stays the domain's and
 //! is put back by `populate_physmap`, wherever it wants one. So ballooning makes room for mappings, and a restart always has
@@ -21,10 +21,6 @@ pub fn call(caller: &Caller<'_>, cmd: u64, arg: u64) -> Result<i64, Errno> {
         Op::AddToPhysmap(op) => {
             caller.only_self(op.domid)?;
             add_to_physmap(domain, &op).map(|()| 0)
-        }
-        Op::RemoveFromPhysmap(op) => {
-            caller.only_self(op.domid)?;
-            remove_from_physmap(domain, Gfn(op.gpfn)).map(|()| 0)
         }
         Op::Decrease(op) => each_extent(caller, &op, |gfns| decrease(domain, gfns)),
         Op::Populate(op) => each_extent(caller, &op, |gfns| populate(domain, gfns)),
@@ -52,22 +48,6 @@ fn add_to_physmap(domain: &Domain, op: &AddToPhysmap) -> Result<(), Errno> {
     }
     // The place was empty: there is nothing to flush.
     p2m.map(Gfn(op.gpfn), frame.mfn(), 1, Rights::READ | Rights::WRITE).map(|_| ()).map_err(errno)
-}
-
-/// Only what [`add_to_physmap`] put there: RAM goes by `decrease_reservation`, grants by their handles, registers never.
-fn remove_from_physmap(domain: &Domain, gfn: Gfn) -> Result<(), Errno> {
-    let mut p2m = domain.p2m.lock();
-    let leaf = p2m.lookup(gfn).ok_or(Errno::ENOENT)?;
-    let ours = leaf.mfn == domain.shared_info.mfn()
-        || domain.grant_frames.lock().iter().any(|f: &SharedFrame| f.mfn() == leaf.mfn);
-    if !ours {
-        return Err(Errno::EINVAL);
-    }
-    // The frames stay the hypervisor's for ever; only the guest's view changes.
-    let _flushed_below = p2m.unmap(gfn, 1).map_err(errno)?;
-    run::flush_tlb(domain);
-    p2m.reclaim();
-    Ok(())
 }
 
 const fn errno(e: MapError) -> Errno {

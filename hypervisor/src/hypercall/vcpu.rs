@@ -1,4 +1,4 @@
-//! `vcpu_op`: a vCPU's timer, where its `vcpu_info` is, and whether it runs.
+//! `vcpu_op`: a vCPU's timer, and where its `vcpu_info` and its times are.
 
 use super::Caller;
 use crate::domain::Domain;
@@ -19,14 +19,6 @@ pub fn call(caller: &Caller<'_>, [cmd, id, arg, ..]: [u64; 5]) -> Result<i64, Er
     let vcpu = caller.domain.vcpu(id).ok_or(Errno::ENOENT)?;
     let own = || if vcpu.id == caller.vcpu.id { Ok(()) } else { Err(Errno::EINVAL) };
     match Op::decode(cmd, arg, 1, &caller.mem)? {
-        // Only the first is ever ready to run: VCPUOP_initialise is not there.
-        Op::Up => if vcpu.state.load(SeqCst) == state::DOWN { Err(Errno::EINVAL) } else { Ok(0) },
-        Op::Down => {
-            own()?;
-            caller.vcpu.state.store(state::DOWN, SeqCst);
-            Ok(0)
-        }
-        Op::IsUp => Ok((vcpu.state.load(SeqCst) != state::DOWN).into()),
         Op::StopPeriodicTimer => Ok(0),
         Op::SetSingleshotTimer(op) => {
             own()?;

@@ -35,6 +35,30 @@ pub mod time_info {
     pub const TSC_STABLE: u8 = 1;
 }
 
+/// `struct vcpu_time_info`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)]
+#[repr(C)]
+pub struct VcpuTimeInfo {
+    /// Odd while the hypervisor writes.
+    pub version: u32,
+    /// Padding.
+    pub pad: u32,
+    /// TSC at `system_time`.
+    pub tsc_timestamp: u64,
+    /// ns since the machine started.
+    pub system_time: u64,
+    /// ns = ((tsc delta << shift) * mul) >> 32.
+    pub tsc_to_system_mul: u32,
+    /// Negative = right.
+    pub tsc_shift: i8,
+    /// [`time_info::TSC_STABLE`].
+    pub flags: u8,
+    /// Padding.
+    pub pad1: [u8; 2],
+}
+crate::assert_layout!(VcpuTimeInfo, 32, tsc_timestamp @ time_info::TSC_TIMESTAMP, system_time @ time_info::SYSTEM_TIME,
+    tsc_to_system_mul @ time_info::TSC_TO_SYSTEM_MUL, tsc_shift @ time_info::TSC_SHIFT, flags @ time_info::FLAGS);
+
 /// Layout of `struct shared_info` (x86-64).
 pub mod shared_info {
     /// `vcpu_info[32]`.

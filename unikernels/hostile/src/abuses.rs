@@ -216,20 +216,12 @@ pub fn physmap(r: &mut Report) {
         let mut op = memory::AddToPhysmap { domid, size: 0, space, idx, gpfn };
         r.errno(what, must, with(nr::MEMORY_OP, memory::ADD_TO_PHYSMAP, &mut op));
     }
-    for (what, gpfn, must) in [
-        ("remove our RAM", 0x100, Errno::EINVAL),
-        ("remove nothing", far, Errno::ENOENT),
-        ("remove absurd", u64::MAX, Errno::ENOENT),
-    ] {
-        let mut op = memory::RemoveFromPhysmap { domid: DomId::SELF, gpfn, ..Default::default() };
-        r.errno(what, must, with(nr::MEMORY_OP, memory::REMOVE_FROM_PHYSMAP, &mut op));
-    }
 }
 
 /// vCPUs, vectors, parameters and watchdogs that there are not.
 pub fn vcpu(r: &mut Report) {
     for id in [7, u64::from(u32::MAX), u64::MAX] {
-        r.errno("no such vCPU", Errno::ENOENT, raw(nr::VCPU_OP, [vcpu_op::IS_UP, id, 0, 0, 0]));
+        r.errno("no such vCPU", Errno::ENOENT, raw(nr::VCPU_OP, [vcpu_op::STOP_PERIODIC_TIMER, id, 0, 0, 0]));
     }
     for (what, mfn, offset) in
         [("info over a page's end", 0x100, 4090), ("info misaligned", 0x100, 1), ("info nowhere", u64::MAX, 0)]
