@@ -17,6 +17,8 @@ pub const EFER_LONG: u64 = 1 << 8 | 1 << 10;
 const EFER_NXE: u64 = 1 << 11;
 /// CR0.PG.
 pub const CR0_PG: u64 = 1 << 31;
+/// CR4.OSXSAVE.
+pub const CR4_OSXSAVE: u64 = 1 << 18;
 /// RFLAGS.IF.
 pub const RFLAGS_IF: u64 = 1 << 9;
 /// PG, WP, NE, ET, MP, PE.
@@ -52,7 +54,7 @@ pub struct Context {
     vmcb: Mfn,
     /// General registers but RAX and RSP.
     pub regs: GuestRegs,
-    /// FPU, SSE, debug address registers while off a CPU.
+    /// FPU, SSE, AVX, debug address registers while off a CPU.
     pub fpu: FpuState,
     asid: Asid,
 }

@@ -1,19 +1,22 @@
 //! What each exit of a guest leads to. A guest's mistake is an exception for the guest where a processor would raise one, else the
 //! end of the guest; never more.
 
-use crate::context::{CR0_PG, Context, EFER_LONG, RFLAGS_IF};
+use crate::context::{CR4_OSXSAVE, Context, RFLAGS_IF};
 use crate::domain::Domain;
-use crate::guest_mem::{GuestMem, Paging};
+use crate::guest_mem::GuestMem;
 use crate::hypercall::{self, Call, Caller};
 use crate::lifecycle::{self, Cause};
-use crate::vcpu::{Vcpu, Wait, state};
+use crate::vcpu::{Vcpu, Wait};
 use crate::{cpuid, msr, run};
 use abi::xenolith::cause;
 use abi::bundle::{self, pvh};
 use abi::Errno;
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering::SeqCst;
-use hv_svm::{Event, Exit, Io};
+use hv_svm::{Event, Exit, Io, fpu};
+
+/// Counter of the interval timer that a PC's clocks are measured by; there is none.
+const PIT_COUNTER_2: u16 = 0x42;
 
 /// What the run loop does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,16 +27,6 @@ pub enum Next {
     Yield,
     /// The vCPU took itself down.
     Down,
-}
-
-/// How the guest translates addresses now.
-fn paging(context: &mut Context) -> Paging {
-    let s = &context.vmcb().save;
-    match (s.cr0 & CR0_PG != 0, s.efer & EFER_LONG == EFER_LONG) {
-        (false, _) => Paging::Off,
-        (true, true) => Paging::Long { cr3: s.cr3 },
-        (true, false) => Paging::Unsupported,
-    }
 }
 
 /// Handles one exit.
@@ -65,6 +58,7 @@ pub fn handle(domain: &Arc<Domain>, vcpu: &Arc<Vcpu>, context: &mut Context, exi
         Exit::Io(io) => port_io(domain, context, io, rip),
         Exit::CacheFlush => context.advance(exit.instruction_len()),
         Exit::Rdpmc => context.inject(Event::GENERAL_PROTECTION),
+        Exit::Xsetbv => xsetbv(context, exit.instruction_len()),
         Exit::Forbidden(_) => context.inject(Event::INVALID_OPCODE),
         Exit::Exception(18, _) => panic!("machine check in {} at {rip:#x}", domain.name),
         Exit::Exception(vector, code) => context.inject(Event::exception(vector, (vector == 17).then_some(code))),
@@ -82,8 +76,8 @@ pub fn handle(domain: &Arc<Domain>, vcpu: &Arc<Vcpu>, context: &mut Context, exi
 fn vmmcall(domain: &Arc<Domain>, vcpu: &Arc<Vcpu>, context: &mut Context, rip: u64) -> Next {
     context.advance(Exit::Vmmcall.instruction_len());
     let long = context.is_long();
-    let mem = GuestMem::new(domain, paging(context));
     let (regs, save) = (context.regs, &context.vmcb().save);
+    let mem = GuestMem::new(domain, save.cr3);
     let call = Call { number: save.rax, args: [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8] };
     let result = if save.cpl != 0 {
         Errno::EPERM.to_return()
@@ -94,10 +88,20 @@ fn vmmcall(domain: &Arc<Domain>, vcpu: &Arc<Vcpu>, context: &mut Context, rip: u
         hypercall::dispatch(&Caller { domain, vcpu, mem, rip }, call)
     };
     context.vmcb().save.rax = result.cast_unsigned();
-    if vcpu.yields.swap(false, SeqCst) {
-        return Next::Yield;
+    if vcpu.yields.swap(false, SeqCst) { Next::Yield } else { Next::Resume }
+}
+
+/// XSETBV (APM 4): the guest says what of the extended state it uses. It is on this CPU, so XCR0 here is its own.
+fn xsetbv(context: &mut Context, len: u64) {
+    let (value, register) = ((context.regs.rdx << 32) | (context.vmcb().save.rax & 0xffff_ffff), context.regs.rcx as u32);
+    let save = &context.vmcb().save;
+    if save.cr4 & CR4_OSXSAVE == 0 || !fpu::has_xsave() {
+        context.inject(Event::INVALID_OPCODE);
+    } else if save.cpl == 0 && register == 0 && fpu::set_xcr0(value) {
+        context.advance(len);
+    } else {
+        context.inject(Event::GENERAL_PROTECTION);
     }
-    if vcpu.state.load(SeqCst) == state::DOWN { Next::Down } else { Next::Resume }
 }
 
 /// A port outside of the domain's. A unikernel has no business there; a PVH kernel probes a PC's ports and finds nothing.
@@ -113,7 +117,8 @@ fn port_io(domain: &Arc<Domain>, context: &mut Context, io: Io, rip: u64) {
         }
     } else if io.input {
         let mask = match io.width {
-            1 if io.port == pvh::SLEEP_STATUS => 0,
+            // Against ones Linux would hold the timer's counter 100,000 times to measure its clock by it.
+            1 if [pvh::SLEEP_STATUS, PIT_COUNTER_2].contains(&io.port) => 0,
             1 => 0xff,
             2 => 0xffff,
             _ => 0xffff_ffff,

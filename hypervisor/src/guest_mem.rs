@@ -6,25 +6,11 @@ use abi::{Errno, PAGE_SIZE};
 use hv_core::Gfn;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// How the guest translates linear addresses at the time of the exit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Paging {
-    /// CR0.PG clear: linear = guest-physical.
-    Off,
-    /// Long mode, 4 levels, from this CR3.
-    Long {
-        /// CR3.
-        cr3: u64,
-    },
-    /// A mode no guest of ours makes hypercalls in (PAE or 2-level legacy paging).
-    Unsupported,
-}
-
-/// A guest's memory as it sees it.
+/// A guest's memory as it sees it in long mode, the only one whose hypercalls are served.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestMem<'a> {
     domain: &'a Domain,
-    paging: Paging,
+    cr3: u64,
 }
 
 const PRESENT: u64 = 1;
@@ -34,9 +20,9 @@ const ADDR: u64 = 0x000f_ffff_ffff_f000;
 const PAGE: u64 = PAGE_SIZE as u64;
 
 impl<'a> GuestMem<'a> {
-    /// The view of a vCPU of `domain` that translates by `paging`.
-    pub const fn new(domain: &'a Domain, paging: Paging) -> Self {
-        Self { domain, paging }
+    /// The view of a vCPU of `domain` that translates by the four levels of tables from `cr3`.
+    pub const fn new(domain: &'a Domain, cr3: u64) -> Self {
+        Self { domain, cr3 }
     }
 
     /// Guest-physical address of linear `addr`.
@@ -44,11 +30,7 @@ impl<'a> GuestMem<'a> {
     /// # Errors
     /// `EFAULT` where the guest's tables do not map it (or not writable, if `write`).
     pub fn translate(&self, addr: u64, write: bool) -> Result<u64, Errno> {
-        let mut table = match self.paging {
-            Paging::Off => return Ok(addr & 0xffff_ffff),
-            Paging::Long { cr3 } => cr3 & ADDR,
-            Paging::Unsupported => return Err(Errno::EFAULT),
-        };
+        let mut table = self.cr3 & ADDR;
         if x86_64::VirtAddr::try_new(addr).is_err() {
             return Err(Errno::EFAULT);
         }

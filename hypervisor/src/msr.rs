@@ -25,7 +25,12 @@ pub enum Outcome {
 
 const TSC: u32 = 0x10;
 const APIC_BASE: u32 = 0x1b;
+/// What was added to this vCPU's TSC. Being 0 and staying so it tells Linux that the TSC needs no watching.
+const TSC_ADJUST: u32 = 0x3b;
 const BIOS_SIGN_ID: u32 = 0x8b;
+/// Machine checks: there are no banks to look at, and no error is told.
+const MCG_CAP: u32 = 0x179;
+const MCG_STATUS: u32 = 0x17a;
 const MISC_ENABLE: u32 = 0x1a0;
 const PAT: u32 = 0x277;
 const EFER: u32 = 0xc000_0080;
@@ -61,7 +66,7 @@ pub fn emulate(domain: &Arc<Domain>, vcpu: &Vcpu, context: &mut Context, write: 
     let value = match number {
         TSC => Some(time::tsc()),
         APIC_BASE => Some(apic_base(vcpu)),
-        BIOS_SIGN_ID | MISC_ENABLE => Some(0),
+        TSC_ADJUST | BIOS_SIGN_ID | MCG_CAP | MCG_STATUS | MISC_ENABLE => Some(0),
         HWCR => Some(TSC_FREQ_SEL),
         NB_CFG => Some(CF8_EXT_CFG),
         PAT => Some(save.g_pat),
@@ -104,6 +109,7 @@ fn write_msr(domain: &Arc<Domain>, vcpu: &Vcpu, context: &mut Context, number: u
         FIRST_MSR..=LAST_MSR if lapic::write(domain, vcpu, context, number, value).is_some() => {}
         // Microcode revision is cleared before it is read.
         BIOS_SIGN_ID => {}
+        TSC_ADJUST | MCG_STATUS if value == 0 => {}
         _ => return Outcome::Fault,
     }
     Outcome::Done

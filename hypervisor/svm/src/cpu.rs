@@ -1,5 +1,6 @@
 //! Whether this CPU can do it, and switching it on.
 
+use crate::fpu;
 use core::arch::x86_64::__cpuid;
 use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
 
@@ -53,7 +54,7 @@ pub fn check() -> Result<u32, Missing> {
     Ok(leaf.ebx)
 }
 
-/// Switches SVM on, on this CPU.
+/// Switches SVM on, on this CPU, and what guests' extended state needs.
 ///
 /// # Safety
 /// [`check`] succeeded; `hsave` is the physical address of a frame that is this CPU's alone for ever.
@@ -62,4 +63,5 @@ pub unsafe fn enable(hsave: u64) {
     unsafe { Efer::update(|e| e.insert(EferFlags::SECURE_VIRTUAL_MACHINE_ENABLE)) };
     // SAFETY: the frame is ours (contract).
     unsafe { Msr::new(VM_HSAVE_PA).write(hsave) };
+    fpu::enable();
 }

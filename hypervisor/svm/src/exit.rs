@@ -38,7 +38,9 @@ pub enum Exit {
     Rdpmc,
     /// INVD or WBINVD: caches are coherent, so it is only skipped.
     CacheFlush,
-    /// An instruction that does not exist for guests: SVM's, MONITOR, MWAIT, XSETBV, INVLPGA, RSM.
+    /// XSETBV.
+    Xsetbv,
+    /// An instruction that does not exist for guests: SVM's, MONITOR, MWAIT, INVLPGA, RSM.
     Forbidden(u64),
     /// IN, OUT.
     Io(Io),
@@ -84,7 +86,8 @@ impl Exit {
             0x7c => Self::Msr(c.exitinfo1 & 1 != 0),
             0x7f => Self::Shutdown,
             0x81 => Self::Vmmcall,
-            code @ (0x73 | 0x7a | 0x80 | 0x82..=0x86 | 0x8a..=0x8d) => Self::Forbidden(code),
+            0x8d => Self::Xsetbv,
+            code @ (0x73 | 0x7a | 0x80 | 0x82..=0x86 | 0x8a..=0x8c) => Self::Forbidden(code),
             0x400 => Self::NestedPageFault { error: c.exitinfo1, gpa: c.exitinfo2 },
             // QEMU stores the -1 as 32 bits.
             u64::MAX | 0xffff_ffff => Self::Invalid,
@@ -96,7 +99,7 @@ impl Exit {
         match self {
             Self::Cpuid | Self::Msr(_) | Self::CacheFlush | Self::Rdpmc => 2,
             Self::Hlt => 1,
-            Self::Vmmcall => 3,
+            Self::Vmmcall | Self::Xsetbv => 3,
             _ => 0,
         }
     }

@@ -3,7 +3,7 @@
 //!
 //! Key `abuse`: comma-separated kinds (default: all that a refusal answers): `numbers`, `pointers`, `counts`, `ports`, `grants`,
 //! `physmap`, `vcpu`, `control`, `spam`), and only by name: `store` (the store's quotas and a lying ring), `device` (where another
-//! domain owns 00:03.0 on GSI 23), `blk` (against the backend of its first vbd); and those that end this domain, named one at a time: `foreign-memory`, `msr`,
+//! domain owns 00:03.0 on GSI 23), `blk` (against the backend of its first vbd), `avx` (registers that a neighbour on the same CPU uses too); and those that end this domain, named one at a time: `foreign-memory`, `msr`,
 //! `vmrun`, `triple-fault`, `page-tables`, `halt`. Key `spam-calls`: how many (default 20000).
 //!
 //! Prints `hostile: KIND WHAT: refused with ERRNO` for each, `hostile: KIND WHAT: WRONG …` where the answer was not the
@@ -13,6 +13,7 @@
 extern crate alloc;
 
 mod abuses;
+mod avx;
 mod blk;
 mod fatal;
 mod report;
@@ -49,7 +50,7 @@ fn run() {
             commit(&mut report);
         }
     }
-    for (kind, commit) in [("store", store::store as fn(&mut Report)), ("device", abuses::device), ("blk", blk::blk)] {
+    for (kind, commit) in [("store", store::store as fn(&mut Report)), ("device", abuses::device), ("blk", blk::blk), ("avx", avx::avx)] {
         if has(kind) {
             report.begin(kind);
             commit(&mut report);

@@ -49,6 +49,16 @@ impl Report {
         }
     }
 
+    /// What must be so beside all offences.
+    pub fn holds(&mut self, what: &str, so: bool) {
+        if so {
+            self.right = self.right.saturating_add(1);
+            log::info!("hostile: {} {what}: holds", self.kind);
+        } else {
+            self.wrong(what, format_args!("it is not so"));
+        }
+    }
+
     fn right(&mut self, what: &str, name: &str) {
         self.right = self.right.saturating_add(1);
         log::info!("hostile: {} {what}: refused with {name}", self.kind);
