@@ -94,7 +94,7 @@ impl Default for Setup {
 impl Setup {
     /// The same without these features.
     pub fn without(mut self, features: &[u32]) -> Self {
-        features.iter().for_each(|feature| drop(self.features.remove(feature)));
+        self.features.retain(|feature| !features.contains(feature));
         self
     }
 

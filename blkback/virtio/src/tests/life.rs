@@ -121,7 +121,7 @@ fn resets_end_some_time_and_a_command_makes_them_count_anew() {
 
 #[test]
 fn memory_that_does_not_do_is_refused() {
-    struct Small(Model);
+    struct Small;
     impl blkback::disk::DmaMemory for Small {
         fn device_addr(&self) -> u64 {
             0x1000
@@ -140,7 +140,7 @@ fn memory_that_does_not_do_is_refused() {
     }
     let model = Model::new(Setup::default());
     let stopped = Stopped::stop(open(&model)).unwrap();
-    let error = stopped.start(Small(model), Config::default()).err();
+    let error = stopped.start(Small, Config::default()).err();
     assert_eq!(error, Some(StartError::Reset(ResetError::BadMemory { addr: 0x1000, len: 0x1000 })));
 }
 
