@@ -7,8 +7,11 @@ use smoltcp::wire::IpEndpoint;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 
-/// Buffer of each direction in bytes.
-const BUFFER: usize = 512 << 10;
+/// Bytes from the guest that may wait for the client.
+const FROM_GUEST: usize = 512 << 10;
+/// Bytes to the guest that may be under way: as frames fewer than a NIC's ring has descriptors, since smoltcp sends as much as
+/// the receiver's window and this buffer allow.
+const TO_GUEST: usize = 256 << 10;
 
 /// One connection.
 pub struct Connection {
@@ -36,8 +39,8 @@ impl Connection {
 
     /// Opens the guest's side.
     pub fn open(&mut self, iface: &mut Interface, sockets: &mut SocketSet<'static>, to: IpEndpoint, local: u16) {
-        let buffer = || SocketBuffer::new(vec![0; BUFFER]);
-        let mut socket = Socket::new(buffer(), buffer());
+        let buffer = |len| SocketBuffer::new(vec![0; len]);
+        let mut socket = Socket::new(buffer(FROM_GUEST), buffer(TO_GUEST));
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
         if socket.connect(iface.context(), to, local).is_ok() {

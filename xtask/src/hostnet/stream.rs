@@ -1,11 +1,20 @@
 //! QEMU's `-netdev stream` on the wire: each frame behind its length, four bytes big-endian (`net/stream.c`, since 7.2).
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 
 /// Longest frame taken; an Ethernet frame with a VLAN tag has 1518 bytes.
 pub const FRAME_MAX: usize = 65_536 + 64;
 /// Bytes that may wait for QEMU before [`Link::room`] says no.
 const BACKLOG: usize = 256 << 10;
+/// Frames in one write. QEMU reads all that the socket holds at once; what then finds no descriptor waits in a queue that the
+/// next descriptors empty whole, and frames beyond them are dropped (`net/queue.c`, no look at `can_receive`). So no more is put
+/// into the socket than the descriptors a driver gives back together, and a slow guest slows the endpoint instead of losing frames.
+const VOLLEY: usize = 48;
+/// Bytes of the socket's buffer (the kernel doubles them): below one volley of full frames, so that the kernel calls the
+/// socket writable only when QEMU has read the last one.
+const SOCKET_BUFFER: usize = 96 << 10;
 
 /// Cuts a byte stream into frames.
 #[derive(Debug, Default)]
@@ -53,6 +62,10 @@ pub struct Link {
     decoder: Decoder,
     out: Vec<u8>,
     sent: usize,
+    /// Ends of the frames in `out` that are not sent whole, counted from the first byte ever queued.
+    ends: VecDeque<u64>,
+    /// Bytes ever sent.
+    total: u64,
 }
 
 impl Link {
@@ -62,7 +75,8 @@ impl Link {
     /// When it cannot be made non-blocking.
     pub fn new(stream: std::os::unix::net::UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, decoder: Decoder::default(), out: Vec::new(), sent: 0 })
+        rustix::net::sockopt::set_socket_send_buffer_size(&stream, SOCKET_BUFFER)?;
+        Ok(Self { stream, decoder: Decoder::default(), out: Vec::new(), sent: 0, ends: VecDeque::new(), total: 0 })
     }
 
     /// For `poll`.
@@ -102,6 +116,7 @@ impl Link {
         let len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
         self.out.extend_from_slice(&len.to_be_bytes());
         self.out.extend_from_slice(frame);
+        self.ends.push_back(self.total + (self.out.len() - self.sent) as u64);
     }
 
     /// Less than the backlog waits.
@@ -114,19 +129,28 @@ impl Link {
         self.sent < self.out.len()
     }
 
-    /// Writes what QEMU takes now.
+    /// Writes a volley, unless QEMU has not read the last one.
     ///
     /// # Errors
     /// Of the stream.
     pub fn flush(&mut self) -> io::Result<()> {
-        while self.waiting() {
-            match self.stream.write(&self.out[self.sent..]) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => self.sent += n,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+        let Some(&end) = self.ends.get(VOLLEY - 1).or(self.ends.back()) else { return Ok(()) };
+        let mut fd = [PollFd::new(&self.stream, PollFlags::OUT)];
+        if poll(&mut fd, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? == 0 {
+            return Ok(());
+        }
+        let to = self.sent + usize::try_from(end - self.total).unwrap_or(usize::MAX);
+        match self.stream.write(&self.out[self.sent..to]) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => {
+                self.sent += n;
+                self.total += n as u64;
             }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error),
+        }
+        while self.ends.front().is_some_and(|&end| end <= self.total) {
+            self.ends.pop_front();
         }
         if self.sent == self.out.len() {
             self.out.clear();
