@@ -14,6 +14,7 @@ mod ingress;
 pub use connect::Parts;
 
 use crate::frames::{FrameId, Frames, Offload, Origin};
+use crate::gro::Gro;
 use crate::nic::{Nic, ResetError};
 use crate::pool::{Buf, Chunks, Pool};
 use crate::rx::Batch;
@@ -34,6 +35,8 @@ pub struct Config {
     pub large_buffers: usize,
     /// Buffers kept posted to the NIC.
     pub rx_buffers: usize,
+    /// How many of them may be missing before new ones are posted, all together.
+    pub rx_batch: usize,
     /// Frames on their way at one time.
     pub frames: u16,
     /// Packets taken from one vif, and frames from the NIC, before the others have their turn.
@@ -47,7 +50,15 @@ pub struct Config {
 impl Default for Config {
     /// For an area of 2 MiB: 160 pages and 704 halves.
     fn default() -> Self {
-        Self { large_buffers: 160, rx_buffers: 192, frames: 512, budget: 64, spin_us: 30, patience_us: 20_000 }
+        Self {
+            large_buffers: 160,
+            rx_buffers: 240,
+            rx_batch: 24,
+            frames: 512,
+            budget: 64,
+            spin_us: 30,
+            patience_us: 20_000,
+        }
     }
 }
 
@@ -128,6 +139,8 @@ pub struct Backend<P: Platform, N, A, F, S> {
     posted_count: usize,
     /// The buffers so far of a frame that the NIC delivers in several.
     partial: Option<Chunks>,
+    /// Segments being joined; empty outside of `receive`.
+    gro: Gro,
     armed: bool,
     last_work_us: u64,
     /// The store's watches are set.

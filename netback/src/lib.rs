@@ -24,6 +24,7 @@ mod backend;
 mod cache;
 pub mod firewall;
 mod frames;
+mod gro;
 mod headers;
 mod negotiate;
 pub mod nic;

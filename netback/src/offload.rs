@@ -94,7 +94,7 @@ pub(crate) fn linearize<A: Area>(pool: &mut Pool<A>, chunks: &Chunks, len: u32) 
         return None;
     }
     let mut single = Chunks::new();
-    let _ = single.push(Chunk { buf, len: len16 });
+    let _ = single.push(Chunk::of(buf, len16));
     let mut scratch = [0; 512];
     let mut at: usize = 0;
     loop {
@@ -157,7 +157,7 @@ impl Segmenter {
         let sent = self.next.saturating_sub(self.headers.payload);
         self.edit(bytes.get_mut(..total)?, sent as u32, last)?;
         let mut segment = Chunks::new();
-        segment.push(Chunk { buf: pool.take(total)?, len: total as u16 }).ok()?;
+        segment.push(Chunk::of(pool.take(total)?, total as u16)).ok()?;
         pool.write(&segment, 0, bytes.get(..total)?);
         self.next = self.next.saturating_add(payload);
         self.number = self.number.wrapping_add(1);

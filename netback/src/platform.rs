@@ -1,6 +1,7 @@
 //! What the backend needs of the domain it runs in, beside [`Runtime`] and xenstore ([`xenstore::Store`]). libxenrt's wiring implements it with
 //! hypercalls, the simulation with a fake hypervisor. All calls return at once.
 
+use crate::headers::{fold, sum};
 use ::backend::Runtime;
 use abi::grant::GrantCopy;
 use abi::{DomId, Errno, GrantRef};
@@ -32,4 +33,18 @@ pub trait Area {
     fn read(&self, offset: usize, out: &mut [u8]);
     /// Copies in; bytes outside of the area are dropped.
     fn write(&mut self, offset: usize, bytes: &[u8]);
+    /// One's complement sum (RFC 1071) of `len` bytes from `offset`, which is even, as big-endian words, the last one padded;
+    /// folded to 16 bits.
+    fn sum(&self, offset: usize, len: usize) -> u16 {
+        let mut scratch = [0; 512]; // even, so that words do not straddle reads
+        let (mut at, mut left, mut total) = (offset, len, 0u16);
+        while left > 0 {
+            let here = left.min(scratch.len());
+            let part = scratch.get_mut(..here).unwrap_or_default();
+            self.read(at, part);
+            total = fold(sum(part, u32::from(total)));
+            (at, left) = (at.saturating_add(here), left.saturating_sub(here));
+        }
+        total
+    }
 }

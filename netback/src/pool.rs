@@ -19,11 +19,20 @@ pub(crate) const MAX_CHUNKS: usize = 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Buf(pub(crate) u16);
 
-/// A buffer and how many bytes of it belong to the frame.
+/// A buffer and which of its bytes belong to the frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Chunk {
     pub buf: Buf,
+    /// Bytes before the frame's: headers of a segment that was joined to others.
+    pub start: u16,
     pub len: u16,
+}
+
+impl Chunk {
+    /// The first `len` bytes of a buffer.
+    pub const fn of(buf: Buf, len: u16) -> Self {
+        Self { buf, start: 0, len }
+    }
 }
 
 /// The pieces of a frame, in order.
@@ -134,7 +143,8 @@ impl<A: Area> Pool<A> {
 
     /// A frame as the NIC wants it.
     pub fn segments(&self, chunks: &Chunks) -> heapless::Vec<Segment, MAX_CHUNKS> {
-        chunks.iter().map(|c| Segment { addr: self.addr(c.buf), len: u32::from(c.len) }).collect()
+        let addr = |c: &Chunk| self.addr(c.buf).wrapping_add(u64::from(c.start));
+        chunks.iter().map(|c| Segment { addr: addr(c), len: u32::from(c.len) }).collect()
     }
 
     /// Copies bytes of a frame out, from `at` on; returns how many there were.
@@ -147,6 +157,12 @@ impl<A: Area> Pool<A> {
             done = end;
         }
         done
+    }
+
+    /// One's complement sum of the frame's bytes from `at`, which is even, to the end of the chunk that holds it.
+    pub fn sum(&self, chunk: Chunk, at: usize) -> u16 {
+        let len = usize::from(chunk.len).saturating_sub(at);
+        self.area.sum(self.offset(chunk.buf).saturating_add(usize::from(chunk.start)).saturating_add(at), len)
     }
 
     /// Overwrites bytes of a frame from `at` on; what lies outside of it is dropped.
@@ -179,6 +195,7 @@ pub(crate) fn pieces(chunks: &[Chunk], at: usize, len: usize) -> impl Iterator<I
         skip = skip.saturating_sub(offset);
         let len = have.saturating_sub(offset).min(left);
         left = left.saturating_sub(len);
+        let offset = offset.saturating_add(usize::from(chunk.start));
         (len > 0).then_some(Piece { buf: chunk.buf, offset, len })
     })
 }
@@ -213,7 +230,7 @@ pub(crate) mod tests {
     pub(crate) fn frame(pool: &mut Pool<Bytes>, bytes: &[u8], lens: &[usize]) -> Chunks {
         let mut chunks = Chunks::new();
         for &len in lens {
-            chunks.push(Chunk { buf: pool.take(len).unwrap(), len: len as u16 }).unwrap();
+            chunks.push(Chunk::of(pool.take(len).unwrap(), len as u16)).unwrap();
         }
         pool.write(&chunks, 0, bytes);
         chunks

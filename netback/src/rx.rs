@@ -1,7 +1,8 @@
 //! From frames to slots of an RX ring: how many requests a frame takes, which copies fill them, and what is answered.
 //!
-//! A frame is packed densely into the guest's pages. With segmentation left to the guest the second slot is an extra
-//! info. All slots of a frame are completed together, so the ring publishes whole frames only.
+//! A chunk of a frame goes into one page where that leaves the frame few enough pages: each copy has its price, whatever its length.
+//! Else the frame is packed densely. With segmentation left to the guest the second slot is an extra info. All slots
+//! of a frame are completed together, so the ring publishes whole frames only.
 
 use crate::Area;
 use crate::frames::{Cut, Offload};
@@ -14,10 +15,48 @@ use abi::{DomId, PAGE_SIZE};
 use alloc::vec::Vec;
 use ring::{RxBackRing, SharedMem};
 
+/// Pages of a frame up to which chunks stay whole: Linux takes 17 (`MAX_SKB_FRAGS`), as a dense frame of 64 KiB needs.
+const MAX_PAGES: u32 = 17;
+
+/// Pages that the chunks of a frame take if each stays whole; a chunk has at most a page.
+fn whole_pages(chunks: &[Chunk]) -> u32 {
+    let mut room: usize = 0;
+    chunks.iter().fold(0, |pages: u32, chunk| match room.checked_sub(usize::from(chunk.len)) {
+        Some(left) => {
+            room = left;
+            pages
+        }
+        None => {
+            room = PAGE_SIZE.saturating_sub(usize::from(chunk.len));
+            pages.saturating_add(1)
+        }
+    })
+}
+
+/// Bytes of the frame that go into the page that begins with byte `at`, `dense` or by whole chunks.
+fn page_bytes(chunks: &[Chunk], at: usize, dense: bool) -> usize {
+    let fits = |sum: usize, len: usize| Some(sum.saturating_add(len)).filter(|&sum| sum <= PAGE_SIZE);
+    let mut runs = pieces(chunks, at, usize::MAX).map(|piece| piece.len);
+    if dense {
+        return runs.fold(0, usize::saturating_add).min(PAGE_SIZE);
+    }
+    let mut sum: usize = 0;
+    while let Some(more) = runs.next().and_then(|len| fits(sum, len)) {
+        sum = more;
+    }
+    sum
+}
+
+/// Whether a frame is packed densely.
+fn is_dense(chunks: &[Chunk]) -> bool {
+    whole_pages(chunks) > MAX_PAGES
+}
+
 /// Requests that a frame of `len` bytes takes, `cut` if the guest is to segment it.
-pub(crate) fn slots(len: u32, cut: Option<Cut>) -> u32 {
-    let data = len.div_ceil(PAGE_SIZE as u32).max(1);
-    data.saturating_add(u32::from(cut.is_some()))
+pub(crate) fn slots(chunks: &[Chunk], len: u32, cut: Option<Cut>) -> u32 {
+    let dense = len.div_ceil(PAGE_SIZE as u32);
+    let data = if is_dense(chunks) { dense } else { whole_pages(chunks) };
+    data.max(1).saturating_add(u32::from(cut.is_some()))
 }
 
 /// An answer to be given when its copies are made.
@@ -100,9 +139,10 @@ impl Batch {
     ) -> Result<(), VifFault> {
         let mut at: usize = 0;
         let total = len as usize;
+        let dense = is_dense(chunks);
         loop {
             let (index, id, gref) = request(ring)?;
-            let here = total.saturating_sub(at).min(PAGE_SIZE);
+            let here = page_bytes(chunks, at, dense);
             let first = self.operations.len();
             let mut to: usize = 0;
             for piece in pieces(chunks, at, here) {
@@ -130,7 +170,7 @@ impl Batch {
                 let extra = Some(extra_words(cut));
                 self.answers.push(Answer { vif: target.vif, index, id, flags: 0, len: 0, first, count: 0, extra });
             }
-            if at >= total {
+            if at >= total || here == 0 {
                 return Ok(());
             }
         }

@@ -14,8 +14,6 @@ use ring::{AttachError, BackRing, Recovery, RingId, RingKind, RxBackRing, Shared
 
 /// Multicast groups one frontend may name (Linux: `XEN_NETBK_MCAST_MAX`).
 const MAX_GROUPS: usize = 64;
-/// Frames that may wait for a frontend that has no buffers posted.
-const MAX_WAITING: usize = 128;
 
 /// Counters of a vif, since this instance of the domain began. Directions are the frontend's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,6 +60,8 @@ impl fmt::Display for ConnectError {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Waiting {
     pub id: FrameId,
+    /// Buffers it holds.
+    pub buffers: usize,
     /// When to give up.
     pub until_us: u64,
     /// It goes to others as well, so it does not wait for this one.
@@ -83,6 +83,8 @@ pub(crate) struct Connection<M> {
     /// Buffers that its packets hold.
     pub held: usize,
     pub waiting: VecDeque<Waiting>,
+    /// Buffers held by those that wait.
+    queued: usize,
     groups: heapless::Vec<MacAddr, MAX_GROUPS>,
 }
 
@@ -165,6 +167,7 @@ impl<M: SharedMem> Connection<M> {
             stalled: None,
             held: 0,
             waiting: VecDeque::new(),
+            queued: 0,
             groups: heapless::Vec::new(),
         })
     }
@@ -221,13 +224,22 @@ impl<M: SharedMem> Connection<M> {
         }
     }
 
-    /// Puts a frame in line; false if the line is full.
-    pub fn enqueue(&mut self, frame: Waiting) -> bool {
-        if self.waiting.len() >= MAX_WAITING {
+    /// Puts a frame in line; false if the line is full: `share` buffers wait there already.
+    pub fn enqueue(&mut self, frame: Waiting, share: usize) -> bool {
+        let queued = self.queued.saturating_add(frame.buffers);
+        if queued > share && !self.waiting.is_empty() {
             return false;
         }
+        self.queued = queued;
         self.waiting.push_back(frame);
         true
+    }
+
+    /// The first in line leaves it.
+    pub fn dequeue(&mut self) {
+        if let Some(frame) = self.waiting.pop_front() {
+            self.queued = self.queued.saturating_sub(frame.buffers);
+        }
     }
 }
 

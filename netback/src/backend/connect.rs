@@ -3,6 +3,7 @@
 use super::{Backend, BackendStats, Config};
 use crate::cache;
 use crate::frames::Frames;
+use crate::gro::Gro;
 use crate::negotiate::{Directory, KIND, discover, offer};
 use crate::nic::{MacAddr, Nic, RxFilter};
 use crate::pool::Pool;
@@ -93,6 +94,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
             posted,
             posted_count: 0,
             partial: None,
+            gro: Gro::default(),
             armed: false,
             last_work_us: now_us,
             watching: !known,

@@ -13,6 +13,10 @@ use crate::{Area, Fabric, Platform};
 use alloc::vec::Vec;
 use ring::SharedMem;
 
+/// Bytes after which the NIC is told of frames though more are in line: it may begin, and a device that does its work while the
+/// doorbell is written (an emulated one) keeps the domain no longer than that.
+const DOORBELL_BYTES: u32 = 128 << 10;
+
 /// How the next frame in line for a vif gets in.
 enum Entry {
     /// As it is, in this many slots.
@@ -56,9 +60,9 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
             let Some(vif) = self.vifs.get_mut(slot).and_then(Option::as_mut) else { return Ok(()) };
             let target = Target { vif: slot, frontend: vif.frontend };
             let Some(connection) = &mut vif.connection else { return Ok(()) };
-            let Some(&Waiting { id, until_us, shared }) = connection.waiting.front() else { return Ok(()) };
+            let Some(&Waiting { id, until_us, shared, .. }) = connection.waiting.front() else { return Ok(()) };
             let Some(frame) = self.frames.get(id) else {
-                connection.waiting.pop_front();
+                connection.dequeue();
                 continue;
             };
             let pending = connection.rx.pending()?;
@@ -73,7 +77,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
                 }
                 entry = Entry::Never;
             }
-            connection.waiting.pop_front();
+            connection.dequeue();
             if matches!(entry, Entry::Never) {
                 vif.stats.rx_dropped = vif.stats.rx_dropped.saturating_add(1);
                 done.push((id, false));
@@ -89,7 +93,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
     /// How a frame gets into a vif.
     fn entry(pool: &crate::pool::Pool<A>, connection: &Connection<P::Page>, frame: &Frame) -> Entry {
         if connection.takes_whole(frame.offload) {
-            let need = slots(frame.len, frame.offload.cut);
+            let need = slots(&frame.chunks, frame.len, frame.offload.cut);
             return if need > 1 && !connection.features.sg { Entry::Never } else { Entry::Whole(need) };
         }
         let head = Head::of(pool, &frame.chunks);
@@ -151,7 +155,13 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
     pub(super) fn send(&mut self) -> bool {
         let caps = self.nic.caps();
         let mut any = false;
+        let mut untold: u32 = 0;
         while let Some(&id) = self.to_nic.front() {
+            if untold >= DOORBELL_BYTES {
+                self.nic.tx_flush();
+                self.platform.crash_point();
+                untold = 0;
+            }
             let Some(meta) = self.prepare(id, &caps) else {
                 any = true; // dropped, or replaced by its segments
                 continue;
@@ -161,6 +171,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
                 break;
             }
             let segments = self.pool.segments(&frame.chunks);
+            untold = untold.saturating_add(frame.len);
             match self.nic.tx(&segments, &meta, u32::from(id.0)) {
                 Ok(()) => self.in_nic.push_back(id),
                 Err(TxError::Full | TxError::Faulty) => break,
@@ -252,8 +263,12 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         self.frames.release(&mut self.pool, id, false);
     }
 
-    /// Keeps the NIC supplied with empty buffers.
+    /// Keeps the NIC supplied with empty buffers. Not one by one: each doorbell costs a trip to the device.
     pub(super) fn post(&mut self) {
+        let missing = self.config.rx_buffers.saturating_sub(self.posted_count);
+        if missing < self.config.rx_batch.min(self.config.rx_buffers) {
+            return;
+        }
         let mut any = false;
         while self.posted_count < self.config.rx_buffers && self.nic.rx_room() > 0 {
             let Some(buf) = self.pool.take_for_nic() else { break };

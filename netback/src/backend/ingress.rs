@@ -2,8 +2,9 @@
 //! line for its destinations.
 
 use super::{Backend, Incoming};
-use crate::frames::{Frame, FrameId, Offload, Origin};
-use crate::nic::{MacAddr, Nic};
+use crate::frames::{Cut, Frame, FrameId, Offload, Origin};
+use crate::gro::{Segment, destination};
+use crate::nic::{GsoKind, MacAddr, Nic};
 use crate::offload::{Head, fill_checksum};
 use crate::pool::{Chunk, Chunks, SMALL};
 use crate::tx::{TxPacket, Verdict, next_packet};
@@ -45,7 +46,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
             self.posted_count = self.posted_count.saturating_sub(1);
             let mut chunks = self.partial.take().unwrap_or_default();
             let len = u16::try_from(frame.len).ok().filter(|&len| usize::from(len) <= SMALL);
-            let kept = len.is_some_and(|len| chunks.push(Chunk { buf, len }).is_ok());
+            let kept = len.is_some_and(|len| chunks.push(Chunk::of(buf, len)).is_ok());
             if !kept {
                 self.pool.give(buf);
             }
@@ -55,11 +56,44 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
                 self.pool.give_all(&chunks);
                 self.stats.rx_dropped = self.stats.rx_dropped.saturating_add(1);
             } else {
-                let offload = Offload { blank: false, valid: frame.checksum_ok, cut: None };
-                self.enter(chunks, offload, PortId::UPLINK, None, now_us);
+                self.arrived(chunks, frame.checksum_ok, now_us);
             }
         }
+        while let Some((chunks, offload)) = self.gro.drain(&mut self.pool) {
+            self.enter(chunks, offload, PortId::UPLINK, None, now_us);
+        }
         left < before
+    }
+
+    /// A whole frame came from the NIC: joined with others of its flow, or in line after them.
+    fn arrived(&mut self, chunks: Chunks, checksum_ok: bool, now_us: u64) {
+        let single = match chunks.as_slice() {
+            [chunk] => Some(*chunk),
+            _ => None,
+        };
+        let head = Head::of(&self.pool, &chunks);
+        let segment = single.and_then(|chunk| Some((Segment::of(&head, u32::from(chunk.len))?, chunk)));
+        let wanted = segment.filter(|(segment, _)| self.takes_joined(&destination(&head), segment.kind()));
+        let good = wanted.filter(|(segment, chunk)| checksum_ok || segment.verify(&self.pool, &head, *chunk));
+        let earlier = match good {
+            Some((segment, chunk)) => self.gro.add(&mut self.pool, &head, segment, chunk),
+            None => self.gro.take(&mut self.pool, &head),
+        };
+        if let Some((chunks, offload)) = earlier {
+            self.enter(chunks, offload, PortId::UPLINK, None, now_us);
+        }
+        if good.is_none() {
+            let offload = Offload { blank: false, valid: checksum_ok, cut: None };
+            self.enter(chunks, offload, PortId::UPLINK, None, now_us);
+        }
+    }
+
+    /// Does a frame of this kind reach a vif that takes it uncut?
+    fn takes_joined(&self, to: &MacAddr, kind: GsoKind) -> bool {
+        let mut vifs = self.vifs.iter().flatten().filter(|vif| vif.mac.as_ref() == Some(to));
+        let connection = vifs.next().and_then(|vif| vif.connection.as_ref());
+        let cut = Some(Cut { kind, mss: 1 });
+        connection.is_some_and(|connection| connection.takes_whole(Offload { blank: true, valid: true, cut }))
     }
 
     /// Takes packets from the vifs: parses their slots, copies the data of all of them in one call, puts them in line.
@@ -84,11 +118,11 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         true
     }
 
-    /// Buffers that the packets of one vif may hold: an equal share of what the NIC does not have.
+    /// Buffers that frames from one vif may hold, and as many frames that wait for it: an equal share of what the NIC does not have.
     fn share(&self) -> usize {
         let connected = self.vifs.iter().flatten().filter(|vif| vif.connection.is_some()).count();
         let for_packets = self.pool.len().saturating_sub(self.config.rx_buffers);
-        for_packets.checked_div(connected).unwrap_or(0)
+        for_packets.checked_div(connected.saturating_mul(2)).unwrap_or(0)
     }
 
     fn parse_vif(&mut self, slot: usize) {
@@ -139,7 +173,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         }
         let mut chunks = Chunks::new();
         for frag in &packet.frags {
-            let chunk = self.pool.take(usize::from(frag.len)).map(|buf| Chunk { buf, len: frag.len });
+            let chunk = self.pool.take(usize::from(frag.len)).map(|buf| Chunk::of(buf, frag.len));
             if chunk.is_none_or(|chunk| chunks.push(chunk).is_err()) {
                 self.pool.give_all(&chunks);
                 return false;
@@ -242,6 +276,8 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
     /// Puts a frame, held once by the caller, in line at each port of `to`; the caller's hold ends.
     fn line_up(&mut self, id: FrameId, to: PortSet, destination: MacAddr, now_us: u64) {
         let shared = to.len() > 1;
+        let share = self.share();
+        let buffers = self.frames.get(id).map_or(0, |frame| frame.chunks.len());
         for port in to.iter() {
             let taken = match port.vif_slot() {
                 None => {
@@ -255,7 +291,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
                     if !connection.wants(&destination) {
                         continue;
                     }
-                    let taken = connection.enqueue(Waiting { id, until_us, shared });
+                    let taken = connection.enqueue(Waiting { id, buffers, until_us, shared }, share);
                     if !taken {
                         vif.stats.rx_dropped = vif.stats.rx_dropped.saturating_add(1);
                     }

@@ -18,7 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
 /// A host on the wire.
-const OUTSIDE: u8 = 0xEE;
+pub(crate) const OUTSIDE: u8 = 0xEE;
 /// log2 of the pages of packet memory.
 const AREA_ORDER: u32 = 9;
 

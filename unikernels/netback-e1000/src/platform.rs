@@ -35,6 +35,9 @@ impl Area for Packets {
     fn write(&mut self, offset: usize, bytes: &[u8]) {
         self.0.copy_in(offset, bytes);
     }
+    fn sum(&self, offset: usize, len: usize) -> u16 {
+        self.0.sum(offset, len)
+    }
 }
 
 /// Hypercalls.

@@ -1,7 +1,8 @@
 //! What a hostile guest does, and the search for what it got hold of.
 
 use super::Guest;
-use abi::{GrantRef, PAGE_SIZE};
+use crate::scenario::OUTSIDE;
+use abi::{DomId, GrantRef, PAGE_SIZE};
 use hv_core::Mfn;
 
 impl Guest {
@@ -58,7 +59,11 @@ impl Guest {
         let mut page = [0; PAGE_SIZE];
         self.world.read(mfn.0 * PAGE_SIZE as u64, &mut page);
         for head in page.windows(15) {
-            let foreign = |mac: &[u8]| mac[..5] == [2, 0, 0, 0, 0] && mac[5] >= 5 && !hostile.contains(&mac[5]);
+            // Only addresses that somebody has: with slots it scribbled on, a hostile guest has one frame of its own written over another.
+            let exists =
+                |station: u8| station == OUTSIDE || self.world.hv.borrow().tables.contains_key(&DomId(station.into()));
+            let foreign =
+                |mac: &[u8]| mac[..5] == [2, 0, 0, 0, 0] && mac[5] >= 5 && !hostile.contains(&mac[5]) && exists(mac[5]);
             if foreign(&head[..6]) && foreign(&head[6..]) && head[12..] == [8, 0, 0x45] {
                 return self.world.fail(format!("guest {} has a frame {head:02x?}", self.dom));
             }
