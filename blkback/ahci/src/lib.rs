@@ -43,7 +43,7 @@ use blkback::disk::{
     SubmitError,
 };
 use port::{Hw, Port};
-pub use recovery::Unserved;
+pub use recovery::{Step, Unserved};
 use regs::Ghc;
 use slots::Slots;
 pub use start::Stopped;
@@ -107,6 +107,11 @@ impl<M: Mmio, D: DmaMemory, C: Clock> Ahci<M, D, C> {
         self.port(drive)?.unserved()
     }
 
+    /// Drives that are on their way to serve, and what they wait for.
+    pub fn coming(&self) -> impl Iterator<Item = (DriveId, Step)> {
+        self.ports.iter().filter_map(|port| Some((port.drive, port.step_of()?)))
+    }
+
     fn port(&self, drive: DriveId) -> Option<&Port> {
         self.ports.get(usize::from(drive.0))
     }
@@ -134,7 +139,8 @@ impl<M: Mmio, D: DmaMemory, C: Clock> Ahci<M, D, C> {
     /// Lets the ports get ready, for at most the time of a start.
     fn settle(&mut self) {
         let until = self.hw.clock.now_us().saturating_add(self.hw.config.start_us);
-        while self.fault.is_none() && self.ports.iter().any(|p| !p.is_settled()) && self.hw.clock.now_us() < until {
+        while self.fault.is_none() && self.ports.iter().any(|p| p.step_of().is_some()) && self.hw.clock.now_us() < until
+        {
             self.hw.clock.pause_us(1);
             self.tick();
         }

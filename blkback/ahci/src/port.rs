@@ -7,7 +7,7 @@
 use crate::fis::{self, Data};
 use crate::identify::Identity;
 use crate::memory::DriveMemory;
-use crate::recovery::{Cause, Phase, Plan, Unserved};
+use crate::recovery::{Cause, Phase, Plan, Step, Unserved};
 use crate::regs::{self, AtaStatus, Cap, PortCmd, PortInterrupts};
 use crate::slots::{Kind, Next, Slots, each};
 use crate::{Config, MAX_SEGMENTS};
@@ -417,9 +417,12 @@ impl Port {
         }
     }
 
-    /// Whether it waits for nothing.
-    pub(crate) const fn is_settled(&self) -> bool {
-        !matches!(self.phase, Phase::Step { .. })
+    /// What it waits for, unless it serves or is empty.
+    pub(crate) const fn step_of(&self) -> Option<Step> {
+        match self.phase {
+            Phase::Step { step, .. } => Some(step),
+            Phase::Empty | Phase::Running => None,
+        }
     }
 
     /// See `Disks::tick`.

@@ -27,5 +27,9 @@ fn bring_up(function: &Function) -> Result<Ahci<Registers, Rings, PvClock>, Stri
     let controller = Stopped::stop(function.registers(ABAR)?, PvClock).map_err(|e| format!("AHCI: {e:?}"))?;
     // All ports are at rest: nothing reads the predecessor's command lists any more.
     function.allow_dma()?;
-    controller.start(memory, Config::default()).map_err(|e| format!("AHCI: {e:?}"))
+    let controller = controller.start(memory, Config::default()).map_err(|e| format!("AHCI: {e:?}"))?;
+    for (drive, step) in controller.coming() {
+        libxenrt::log::warn!("drive {}: not ready yet, it waits for {step:?}", drive.0);
+    }
+    Ok(controller)
 }
