@@ -56,9 +56,11 @@ pub struct Report {
     kills: u32,
     survived: u32,
     seconds: f64,
-    /// Deaths that something else than the order caused, with what it was. A device that is restarted with commands in flight can be
-    /// refused its memory once more, and a host without time to spare makes a watchdog bite.
+    /// Deaths that something else than the order caused, with what it was. A host without time to spare makes a watchdog bite.
     other_causes: Vec<String>,
+    /// Deaths beside one that was ordered to point its device at foreign memory: an IOMMU that names no device has all stopped that
+    /// may be it (`docs/isolation.md`).
+    along: u32,
     /// Restarts of the victims, those that nobody ordered among them.
     restarts: u64,
     /// Kills by domain and way.
@@ -156,6 +158,7 @@ pub fn run(mut machine: Machine, system: &System, plan: &Plan) -> Result<Report>
         survived: 0,
         seconds: 0.0,
         other_causes: Vec::new(),
+        along: 0,
         restarts: 0,
         ways: BTreeMap::new(),
         stall_ms: Summary::default(),
@@ -228,8 +231,10 @@ impl Report {
                 (Instant::now() >= due).then_some(())
             })?;
             let mut orders = Vec::new();
+            let mut strays = false;
             for (victim, disk) in &victims {
                 let how = KINDS[random.below(KINDS.len() as u64) as usize];
+                strays |= how == "dma";
                 let count = u32::try_from(random.below(POINTS)).unwrap_or(0);
                 let what = format!("kill {number} of {victim} ({how} after {count} points)");
                 if let Some(steps) = steps.as_ref().filter(|_| orders.is_empty()) {
@@ -240,7 +245,9 @@ impl Report {
             }
             for (order, disk, what) in orders {
                 let outcome = machine.await_crash(&order).context(what.clone())?;
-                if !outcome.as_ordered {
+                if strays && !outcome.as_ordered && outcome.cause == "iommu-fault" {
+                    self.along += 1;
+                } else if !outcome.as_ordered {
                     self.other_causes.push(format!("{what}: {} {}", outcome.cause, outcome.detail));
                 }
                 if disk {
@@ -402,13 +409,14 @@ fn victims<'a>(system: &'a System, plan: &Plan) -> Result<Vec<(&'a str, bool)>> 
 impl super::Outcome for Report {
     fn describe(&self) -> String {
         let mut text = format!(
-            "{} of {} kills survived in {:.0} s (seed {}); {} restarts, {} deaths by another cause than ordered\n\n",
+            "{} of {} kills survived in {:.0} s (seed {}); {} restarts, {} deaths by another cause than ordered, {} along with a stray device\n\n",
             self.survived,
             self.kills,
             self.seconds,
             self.seed,
             self.restarts,
-            self.other_causes.len()
+            self.other_causes.len(),
+            self.along
         );
         let row = |name: &str, s: &Summary| std::iter::once(name.to_string()).chain(s.cells()).collect::<Vec<_>>();
         let mut rows = vec![row("all", &self.stall_ms)];
