@@ -3,7 +3,7 @@
 //! Written to the *Serial ATA AHCI Specification*, revision 1.3.1, *Serial ATA* 3.2 and ACS-3. Rooms: [`regs`] and [`fis`] say what the
 //! words mean that controller and drive read, [`identify`] what a drive says of itself, [`memory`] where the words lie, [`slots`] which
 //! command goes next, [`port`] moves commands and completions, [`recovery`] brings a port from any state to running, [`start`] the
-//! controller, this file is what the backend sees.
+//! controller, `stray` breaks its rules on demand, this file is what the backend sees.
 //!
 //! Choices. Drives with queuing get up to 32 queued commands; what cannot be queued (flush, discard) waits until the drive is idle, and
 //! what came after it waits behind it. A link that is up is not reset, except where nothing less helps. Nothing the device writes is
@@ -34,6 +34,7 @@ pub mod recovery;
 pub mod regs;
 pub mod slots;
 pub mod start;
+mod stray;
 #[cfg(test)]
 mod tests;
 
