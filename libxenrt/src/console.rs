@@ -1,7 +1,7 @@
 //! The emergency console: the `log` facade and raw lines, one hypercall per line. The hypervisor prefixes the domain's name and
 //! keeps the text for `ctl console`.
 
-use crate::hypercall;
+use crate::{hypercall, watchdog};
 use core::fmt::{self, Write};
 
 /// Bytes of a line; what is longer is cut.
@@ -24,8 +24,10 @@ impl Line {
             *last = b'\n';
         }
         if let Some(text) = self.bytes.get(..=end) {
-            // There is nowhere to report that reporting failed.
-            let _ = hypercall::console_write(text);
+            watchdog::while_talking(|| {
+                // There is nowhere to report that reporting failed.
+                let _ = hypercall::console_write(text);
+            });
         }
     }
 }
