@@ -31,6 +31,9 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
                 log::error!("drive {}: completed {:#x}, which it was not given", drive.0, completion.token);
                 continue;
             };
+            if let (Err(error), Flight::Data(ticket)) = (completion.result, &flight) {
+                self.tell(ticket.slot, format_args!("drive {}: {error:?}", drive.0));
+            }
             let result = completion.result.map_err(status);
             match flight {
                 Flight::Data(ticket) => self.data_done(ticket, result),
@@ -94,6 +97,14 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
             Ok(()) if request.sectors > 0 => request.phase = Phase::Moving,
             Ok(()) => self.finish(ticket.slot, ticket.index, rsp::OKAY),
             Err(status) => self.finish(ticket.slot, ticket.index, status),
+        }
+    }
+
+    /// Says why a request of a vbd fails: of the first, the second, the fourth, …, as a frontend can have as many as it likes.
+    pub(super) fn tell(&self, slot: usize, why: core::fmt::Arguments<'_>) {
+        let Some(vbd) = self.vbds.get(slot).and_then(Option::as_ref) else { return };
+        if vbd.stats.errors.saturating_add(1).is_power_of_two() {
+            log::warn!("{vbd}: a request fails: {why}");
         }
     }
 

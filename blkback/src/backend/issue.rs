@@ -212,7 +212,10 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
             held.into_iter().for_each(|held| connection.grants.release(held, &mut self.garbage));
             match error {
                 MapError::NoRoom => self.retry_us = Some(now_us.saturating_add(RETRY_US)),
-                MapError::Refused(_) => self.finish(ticket.slot, ticket.index, rsp::ERROR),
+                MapError::Refused(why) => {
+                    self.tell(ticket.slot, format_args!("a page of its frontend could not be mapped, status {why}"));
+                    self.finish(ticket.slot, ticket.index, rsp::ERROR);
+                }
             }
         }
     }
