@@ -230,8 +230,16 @@ impl Machine {
         let count = self.guests.borrow().len() as u32;
         let mut chance = self.world.chance.borrow_mut();
         let to = wire::mac(5 + chance.below(count) as u8);
-        let frame = wire::udp(to, OUTSIDE, self.flow, chance.below(1400) as usize, false);
-        self.device.borrow_mut().incoming.push_back(frame);
+        let incoming = &mut self.device.borrow_mut().incoming;
+        if chance.below(2) == 0 {
+            incoming.push_back(wire::udp(to, OUTSIDE, self.flow, chance.below(1400) as usize, false));
+            return;
+        }
+        // A burst of segments, as a TCP sends them: what the backend may join.
+        let mss = 1 + chance.below(1400) as usize;
+        let len = 1 + mss * chance.below(24) as usize + chance.below(mss as u32) as usize;
+        let whole = wire::tcp(to, OUTSIDE, self.flow, len, false);
+        incoming.extend(wire::segment(&whole, wire::TCP_HEAD, mss));
     }
 
     fn replace_guest(&mut self, n: usize) {

@@ -139,9 +139,13 @@ pub fn check(frame: &[u8], blank: bool) -> Result<Seen, String> {
 /// What a NIC makes of a frame to be segmented.
 pub fn segment(frame: &[u8], header: usize, mss: usize) -> Vec<Vec<u8>> {
     let mut segments = Vec::new();
+    let last = frame[header..].len().div_ceil(mss).saturating_sub(1);
     for (n, payload) in frame[header..].chunks(mss).enumerate() {
         let mut segment = frame[..header].to_vec();
         segment.extend(payload);
+        if n < last {
+            segment[47] &= !0x09; // FIN and PSH are the last one's
+        }
         let total = (segment.len() - 14) as u16;
         segment[16..18].copy_from_slice(&total.to_be_bytes());
         segment[24..26].fill(0);
