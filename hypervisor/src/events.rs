@@ -71,6 +71,7 @@ pub fn deliver_to(domain: &Domain, notify: Notify) {
 
 /// Marks the word that holds `port` for `vcpu`, raises its upcall flag and wakes it.
 fn select(domain: &Domain, vcpu: &Arc<Vcpu>, port: EvtchnPort) {
+    let _in_use = vcpu.info_use.lock();
     let Some(info) = vcpu.info(domain) else { return };
     let (Some(sel), Some(upcall)) = (info.pending_sel(), info.byte(vcpu_info::EVTCHN_UPCALL_PENDING)) else { return };
     let bit = 1u64 << (port.0 / 64);

@@ -122,7 +122,7 @@ pub fn kill(domain: &Arc<Domain>) {
 }
 
 /// What every instance finds, the first and those after a restart: its own address space and nothing in it but RAM, an empty
-/// `shared_info`, HVM parameters, the ports and grants that wait for the control domain, vCPU 0 at its entry.
+/// `shared_info`, HVM parameters, the ports and grants that wait for the control domain, vCPU 0 at its entry. All vCPUs are down.
 ///
 /// # Errors
 /// A message for people.
@@ -138,9 +138,6 @@ pub fn prepare(domain: &Arc<Domain>) -> Result<(), &'static str> {
     device::attach(domain).map_err(|_| "there is no memory for its device's tables")?;
     let root = domain.p2m.lock().root();
     for vcpu in &domain.vcpus {
-        if !run::take_down(vcpu, STOP_NS) {
-            return Err("a vCPU does not leave its CPU");
-        }
         deadlines::clear(vcpu);
         vcpu.reset();
         vcpu.context.lock().reset(domain, root);
@@ -186,7 +183,7 @@ pub fn create(domain: &Arc<Domain>) -> Result<(), Errno> {
 pub fn destroy(domain: &Arc<Domain>) -> Result<(), Errno> {
     let stopped = |p: u32| (p & (pause::STOPPED | pause::BUILDING) == pause::STOPPED).then_some(p | pause::BUILDING);
     let paused = domain.paused.fetch_update(SeqCst, SeqCst, stopped).map_err(|_| Errno::EBUSY)?;
-    if !domain.vcpus.iter().all(|vcpu| run::take_down(vcpu, STOP_NS)) {
+    if !run::all_down(domain, STOP_NS) {
         domain.paused.store(paused, SeqCst);
         return Err(Errno::ETIMEDOUT);
     }
@@ -281,8 +278,7 @@ pub fn restart(domain: &Arc<Domain>, caller: &Domain) -> Result<DomOp, Errno> {
 }
 
 fn restart_phases(domain: &Arc<Domain>, op: &mut DomOp, phase: &mut impl FnMut() -> u64) -> Result<(), Errno> {
-    kick_all(domain);
-    if !run::all_off(domain, STOP_NS) {
+    if !run::all_down(domain, STOP_NS) {
         return Err(Errno::ETIMEDOUT);
     }
     op.stop_ns = phase();

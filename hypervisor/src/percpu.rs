@@ -27,6 +27,8 @@ pub struct PerCpu {
     pub deadlines: Mutex<DeadlineQueue>,
     /// Look at the queue again before entering a guest.
     pub reschedule: AtomicBool,
+    /// In a guest or halted, or about to be: only an interrupt makes it look at `reschedule`.
+    pub away: AtomicBool,
     /// Nothing to run: halted, or about to be.
     pub idle: AtomicBool,
     /// System time at which the local APIC's timer fires; `u64::MAX` = it is stopped.
@@ -50,6 +52,7 @@ impl PerCpu {
             queue: Mutex::new(RunQueue::new()),
             deadlines: Mutex::new(DeadlineQueue::new()),
             reschedule: AtomicBool::new(false),
+            away: AtomicBool::new(false),
             idle: AtomicBool::new(false),
             armed_ns: AtomicU64::new(u64::MAX),
             asid_generation: AtomicU64::new(1),

@@ -69,7 +69,8 @@ fn enqueue(vcpu: &Arc<Vcpu>) {
 pub fn kick(cpu: u32) {
     let Some(cpu) = percpu::get(cpu) else { return };
     cpu.reschedule.store(true, SeqCst);
-    if cpu.id != percpu::this().id {
+    // One in the hypervisor looks at the flag before it goes away.
+    if cpu.id != percpu::this().id && cpu.away.load(SeqCst) {
         apic::kick(cpu.apic_id);
     }
 }
@@ -99,17 +100,20 @@ pub fn out_of_guest(vcpu: &Vcpu) {
     assert!(time::spin_until(LEAVE_GUEST_NS, is_out), "CPU {} does not leave its guest", vcpu.cpu.load(SeqCst));
 }
 
-/// Waits until no vCPU of a domain that may not run (`Domain::paused`) is on a CPU. The caller holds no lock, and is none of them.
-/// False after `timeout_ns`.
+/// Takes all vCPUs of a domain that may not run (`Domain::paused`) off their CPUs and down, so that none is picked from a queue any
+/// more. The caller holds no lock, and is none of them. False after `timeout_ns`.
 #[must_use]
-pub fn all_off(domain: &Domain, timeout_ns: u64) -> bool {
-    let is_off = |vcpu: &Vcpu| {
+pub fn all_down(domain: &Domain, timeout_ns: u64) -> bool {
+    let is_down = |vcpu: &Vcpu| {
         if vcpu.in_guest.load(SeqCst) {
             kick(vcpu.cpu.load(SeqCst));
         }
-        vcpu.state.load(SeqCst) != state::RUNNING
+        let now = vcpu.state.load(SeqCst);
+        now != state::RUNNING && vcpu.state.compare_exchange(now, state::DOWN, SeqCst, SeqCst).is_ok()
     };
-    domain.vcpus.iter().all(|vcpu| time::spin_until(timeout_ns, || is_off(vcpu)))
+    // Twice: one that was still in a handler may have started another, which cannot do so in its turn.
+    let mut twice = domain.vcpus.iter().chain(&domain.vcpus);
+    twice.all(|vcpu| time::spin_until(timeout_ns, || is_down(vcpu)))
 }
 
 /// A CPU's life.
@@ -159,12 +163,14 @@ fn find(key: VcpuKey) -> Option<Arc<Vcpu>> {
 fn idle(cpu: &PerCpu) {
     cpu.idle.store(true, SeqCst);
     deadlines::arm(cpu, None);
-    // Who queues a vCPU here after this look finds `idle`, or an empty queue's "look at once", and kicks.
+    cpu.away.store(true, SeqCst);
+    // Who queues a vCPU here after this look finds `away`, and `idle` or an empty queue's "look at once", and kicks.
     if !cpu.queue.lock().contended() && !cpu.reschedule.swap(false, SeqCst) {
         // STI takes effect after the next instruction: an interrupt that is pending ends the HLT.
         x86_64::instructions::interrupts::enable_and_hlt();
         x86_64::instructions::interrupts::disable();
     }
+    cpu.away.store(false, SeqCst);
     cpu.reschedule.store(false, SeqCst);
     cpu.idle.store(false, SeqCst);
 }
@@ -225,20 +231,12 @@ fn requeue(vcpu: &Vcpu, to: PutBack) -> PutBack {
     if runs { to } else { PutBack::Away }
 }
 
-/// Takes a vCPU of a domain that may not run down, once it is off its CPU. False after `timeout_ns`.
-#[must_use]
-pub fn take_down(vcpu: &Vcpu, timeout_ns: u64) -> bool {
-    time::spin_until(timeout_ns, || {
-        let now = vcpu.state.load(SeqCst);
-        now != state::RUNNING && vcpu.state.compare_exchange(now, state::DOWN, SeqCst, SeqCst).is_ok()
-    })
-}
-
 /// Takes a vCPU off its CPU until it is woken, unless what it waits for has come meanwhile (see `vcpu.rs`).
 fn away(cpu: &PerCpu, domain: &Domain, vcpu: &Arc<Vcpu>) -> PutBack {
     deadlines::set_busy(vcpu, false);
     if let Wait::Poll { deadline_ns, .. } = &*vcpu.wait.lock() {
-        deadlines::set(vcpu, Kind::Poll, (*deadline_ns != 0).then_some(*deadline_ns));
+        // Not for one that may not run: woken by a deadline that has passed it would come back here at once, and again.
+        deadlines::set(vcpu, Kind::Poll, (*deadline_ns != 0 && domain.runnable()).then_some(*deadline_ns));
     }
     // Off the queue's record first: a waker that sees `BLOCKED` queues it, here or elsewhere.
     cpu.queue.lock().put_back(PutBack::Away);
@@ -273,8 +271,11 @@ fn stint(cpu: &'static PerCpu, domain: &Arc<Domain>, vcpu: &Arc<Vcpu>, context: 
             return Left::Waits;
         }
         *vcpu.wait.lock() = Wait::No;
-        let contended = cpu.queue.lock().contended();
-        if cpu.reschedule.swap(false, SeqCst) && contended {
+        let (contended, preempted) = {
+            let queue = cpu.queue.lock();
+            (queue.contended(), queue.is_preempted())
+        };
+        if cpu.reschedule.swap(false, SeqCst) && preempted {
             return Left::Preempted;
         }
         let slice_end = start + SLICE_NS;
@@ -284,16 +285,19 @@ fn stint(cpu: &'static PerCpu, domain: &Arc<Domain>, vcpu: &Arc<Vcpu>, context: 
         deadlines::arm(cpu, contended.then_some(slice_end));
         // Who posts an event after this kicks; what was posted before is seen below. A kick after the look at `reschedule`
         // interrupts the guest at once.
+        cpu.away.store(true, SeqCst);
         vcpu.in_guest.store(true, SeqCst);
         offer_interrupt(domain, vcpu, context);
         if cpu.reschedule.load(SeqCst) || !domain.runnable() {
             vcpu.in_guest.store(false, SeqCst);
+            cpu.away.store(false, SeqCst);
             continue;
         }
         let flush = vcpu.flush_tlb.swap(false, SeqCst);
         domain.counters.world_switches.fetch_add(1, Relaxed);
         let exit = context.enter(cpu, flush);
         vcpu.in_guest.store(false, SeqCst);
+        cpu.away.store(false, SeqCst);
         vcpu.last_rip.store(context.vmcb().save.rip, Relaxed);
         match exits::handle(domain, vcpu, context, exit) {
             Next::Resume => {}

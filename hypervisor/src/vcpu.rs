@@ -72,6 +72,8 @@ pub struct Vcpu {
     pub wait: Mutex<Wait>,
     /// Where its `vcpu_info` is: machine address, 0 = the slot in `shared_info`.
     pub info_addr: AtomicU64,
+    /// Held by who delivers an event there, and by who lets go of that place.
+    pub info_use: Mutex<()>,
     /// It yielded.
     pub yields: AtomicBool,
     /// `xenolith::WATCHDOG_MS`.
@@ -131,6 +133,7 @@ impl Vcpu {
             flush_tlb: AtomicBool::new(false),
             wait: Mutex::new(Wait::No),
             info_addr: AtomicU64::new(0),
+            info_use: Mutex::new(()),
             yields: AtomicBool::new(false),
             watchdog: Mutex::new(FineWatchdog::default()),
             last_rip: AtomicU64::new(0),
@@ -185,7 +188,8 @@ impl Vcpu {
     pub fn info(&self, domain: &Domain) -> Option<VcpuInfo> {
         let addr = self.info_addr.load(SeqCst);
         if addr != 0 {
-            // SAFETY: `info_addr` is only set to a frame of the domain, pinned by whoever registered it.
+            // SAFETY: `info_addr` is only set to a frame of the domain, pinned by whoever registered it until no vCPU of the domain runs and
+            // `info_use` is free.
             let frame = unsafe { SharedFrame::from_mfn(Mfn::containing(addr)) };
             return Some(VcpuInfo { frame, offset: addr as usize % abi::PAGE_SIZE });
         }

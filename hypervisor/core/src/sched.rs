@@ -79,18 +79,21 @@ impl RunQueue {
         !self.driver.is_empty() || !self.other.is_empty()
     }
 
-    /// A vCPU became runnable. Says whether the CPU has to look again at once: it idles, or runs a less urgent one. A vCPU
-    /// that is queued or running already is left alone.
+    /// A vCPU became runnable. Says whether the CPU has to look again at once: it idles, or runs a less urgent one, or one whose slice
+    /// had no end yet, as nobody waited. A vCPU that is queued or running already is left alone.
     #[must_use]
     pub fn wake(&mut self, key: VcpuKey, class: Class) -> bool {
         if self.current() == Some(key) || self.queue(class).contains(&key) {
             return false;
         }
+        let nobody_waited = !self.contended();
         self.queue(class).push_back(key);
-        match self.current {
-            None => true,
-            Some((_, running)) => running == Class::Other && class == Class::Driver,
-        }
+        self.current.is_none() || nobody_waited || class == Class::Driver && self.is_preempted()
+    }
+
+    /// Whether one waits that is more urgent than the one that runs.
+    pub fn is_preempted(&self) -> bool {
+        !self.driver.is_empty() && self.current.is_some_and(|(_, class)| class == Class::Other)
     }
 
     /// Takes the next vCPU to run. The one that ran was [put back](Self::put_back) before, else it goes to the back.
@@ -167,8 +170,9 @@ mod tests {
         let mut q = RunQueue::new();
         assert!(q.wake(key(3), Class::Other), "an idle CPU looks at once");
         assert_eq!(q.pick(), Some(key(3)));
-        assert!(!q.wake(key(4), Class::Other));
-        assert!(q.wake(key(1), Class::Driver));
+        assert!(q.wake(key(4), Class::Other), "the slice of the one that runs must get an end");
+        assert!(!q.wake(key(5), Class::Other));
+        assert!(!q.is_preempted() && q.wake(key(1), Class::Driver) && q.is_preempted());
         q.put_back(PutBack::Front);
         assert_eq!(q.pick(), Some(key(1)));
         assert!(!q.wake(key(2), Class::Driver), "drivers do not preempt each other");
@@ -177,6 +181,7 @@ mod tests {
         q.put_back(PutBack::Away);
         assert_eq!(q.pick(), Some(key(3)), "the preempted one is first of its class");
         assert_eq!(q.pick(), Some(key(4)));
+        assert_eq!(q.pick(), Some(key(5)));
         assert_eq!(q.pick(), Some(key(3)), "round robin");
     }
 

@@ -97,7 +97,10 @@ fn unpin(mfn: Mfn) {
 /// Lets go of what a domain's vCPUs have registered: it is being restarted, and none of them runs.
 pub fn forget_registrations(domain: &Domain) {
     for vcpu in &domain.vcpus {
-        let addr = vcpu.info_addr.swap(0, SeqCst);
+        let addr = {
+            let _nobody_delivers = vcpu.info_use.lock();
+            vcpu.info_addr.swap(0, SeqCst)
+        };
         if addr != 0 {
             unpin(Mfn::containing(addr));
         }
