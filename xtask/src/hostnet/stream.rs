@@ -9,8 +9,8 @@ pub const FRAME_MAX: usize = 65_536 + 64;
 /// Bytes that may wait for QEMU before [`Link::room`] says no.
 const BACKLOG: usize = 256 << 10;
 /// Frames in one write. QEMU reads all that the socket holds at once; what then finds no descriptor waits in a queue that the
-/// next descriptors empty whole, and frames beyond them are dropped (`net/queue.c`, no look at `can_receive`). So no more is put
-/// into the socket than the descriptors a driver gives back together, and a slow guest slows the endpoint instead of losing frames.
+/// next descriptors empty whole, and frames beyond them are dropped (`net/queue.c`: no look at `can_receive`). Fewer are in the
+/// queue, fewer are lost; but each volley costs a switch to QEMU and back. One connection alone never fills a ring (`proxy.rs`).
 const VOLLEY: usize = 48;
 /// Bytes of the socket's buffer (the kernel doubles them): below one volley of full frames, so that the kernel calls the
 /// socket writable only when QEMU has read the last one.
