@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 // The guest's own generator, so that both ends can only agree.
 #[path = "../../../unikernels/web/src/blob.rs"]
 #[allow(dead_code, reason = "the guest uses the rest")]
-mod blob;
+pub mod blob;
 
 /// Longest wait for a byte: an outage with all retransmissions is far below.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -35,6 +35,8 @@ pub struct Wire {
     /// What went over it.
     pub counts: Counts,
     learned: HashMap<EthernetAddress, usize>,
+    /// Another host on the wire.
+    pub other: Option<Link>,
 }
 
 impl Wire {
@@ -46,6 +48,17 @@ impl Wire {
         if let Some(source) = frame::source(bytes).filter(EthernetAddress::is_unicast) {
             self.learned.insert(source, link);
         }
+    }
+
+    /// Passes a frame of the machine to the other host, if it may be for it. True if it is for nobody else.
+    pub fn pass(&mut self, bytes: &[u8]) -> bool {
+        let Some(other) = &mut self.other else { return false };
+        let Some(to) = frame::destination(bytes).filter(|&to| to != frame::HOST_MAC) else { return false };
+        if to.is_unicast() && self.learned.contains_key(&to) {
+            return false;
+        }
+        other.send(bytes);
+        to.is_unicast()
     }
 
     /// Sends a frame where its receiver is.
@@ -61,7 +74,8 @@ impl Wire {
         }
     }
 
-    fn room(&self) -> bool {
+    /// No link has more waiting than it should.
+    pub fn room(&self) -> bool {
         self.links.iter().all(Link::room)
     }
 }

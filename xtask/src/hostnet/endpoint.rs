@@ -1,6 +1,7 @@
 //! The loop of the host's endpoint: one thread that owns the wire, the stack and all connections, and sleeps in `poll`.
 
 use super::device::Wire;
+use super::forward::Forward;
 use super::proxy::Connection;
 use super::{Guest, Order, State, dhcp, frame, probe, router};
 use anyhow::{Context, Result};
@@ -37,6 +38,7 @@ pub struct Endpoint {
     sockets: SocketSet<'static>,
     connections: Vec<Connection>,
     lingering: Vec<SocketHandle>,
+    forwards: Vec<Forward>,
     start: Instant,
     next_port: u16,
     next_advertisement: Option<Instant>,
@@ -82,6 +84,7 @@ impl Endpoint {
             sockets: SocketSet::new(Vec::new()),
             connections: Vec::new(),
             lingering: Vec::new(),
+            forwards: Vec::new(),
             start,
             next_port: 49_152,
             next_advertisement: None,
@@ -103,6 +106,10 @@ impl Endpoint {
                         self.pace = pace;
                         self.next_probe = Instant::now();
                     }
+                    Ok(Order::Forward(forward)) => self.forwards.push(forward),
+                    Ok(Order::Other(stream)) => {
+                        self.wire.other = Some(super::stream::Link::new(stream).context("the other host")?);
+                    }
                     Ok(Order::Ping6(guest)) => self.pings6.push((guest, Instant::now())),
                     Ok(Order::Stop) | Err(TryRecvError::Disconnected) => return Ok(()),
                     Err(TryRecvError::Empty) => break,
@@ -117,6 +124,9 @@ impl Endpoint {
             let now = self.now();
             self.iface.poll(now, &mut self.wire, &mut self.sockets);
             self.sweep();
+            for forward in &mut self.forwards {
+                self.connections.extend(forward.take(&mut self.sockets));
+            }
             self.shuffle();
             self.iface.poll(now, &mut self.wire, &mut self.sockets);
             self.flush();
@@ -151,6 +161,10 @@ impl Endpoint {
         if self.wire.incoming.len() >= INCOMING_MAX {
             return;
         }
+        self.receive_other();
+        if !self.other_has_room() {
+            return;
+        }
         for number in 0..self.wire.links.len() {
             let mut frames = Vec::new();
             // A link that ended is QEMU that ended, which whoever runs it sees.
@@ -158,9 +172,30 @@ impl Endpoint {
             let now = Instant::now();
             for bytes in frames {
                 self.wire.note(number, &bytes);
-                self.take(bytes, now);
+                if !self.wire.pass(&bytes) {
+                    self.take(bytes, now);
+                }
             }
         }
+    }
+
+    /// Frames of the other host go to the machine; what they ask of us (a neighbour) goes to the stack.
+    fn receive_other(&mut self) {
+        if !self.wire.room() {
+            return;
+        }
+        let Some(mut other) = self.wire.other.take() else { return };
+        let wire = &mut self.wire;
+        // One that ended is missed by those who talk to it.
+        let _ = other.receive(|bytes| match frame::destination(bytes) {
+            Some(frame::HOST_MAC) => wire.incoming.push_back(bytes.to_vec()),
+            _ => wire.send(bytes),
+        });
+        self.wire.other = Some(other);
+    }
+
+    fn other_has_room(&self) -> bool {
+        self.wire.other.as_ref().is_none_or(super::stream::Link::room)
     }
 
     fn take(&mut self, bytes: Vec<u8>, now: Instant) {
@@ -202,8 +237,8 @@ impl Endpoint {
         // A guest is spoken to when it has its address; until then its callers wait.
         let up: Vec<bool> = self.lock().up.iter().map(Option::is_some).collect();
         for connection in &mut self.connections {
-            let guest = &self.guests[connection.guest].0;
             if connection.handle.is_none() && up[connection.guest] {
+                let guest = &self.guests[connection.guest].0;
                 self.next_port = self.next_port.checked_add(1).unwrap_or(49_152);
                 let to = IpEndpoint::new(guest.ip.into(), 80);
                 connection.open(&mut self.iface, &mut self.sockets, to, self.next_port);
@@ -279,7 +314,7 @@ impl Endpoint {
     }
 
     fn flush(&mut self) {
-        for link in &mut self.wire.links {
+        for link in self.wire.links.iter_mut().chain(&mut self.wire.other) {
             let _ = link.flush();
         }
     }
@@ -293,10 +328,12 @@ impl Endpoint {
         if self.pace.is_some() {
             nap = nap.min(self.next_probe.saturating_duration_since(Instant::now()));
         }
-        let room = self.wire.incoming.len() < INCOMING_MAX;
+        let room = self.wire.incoming.len() < INCOMING_MAX && self.other_has_room();
+        let room_out = self.wire.incoming.len() < INCOMING_MAX && self.wire.room();
         let mut fds = vec![PollFd::new(&self.wake, PollFlags::IN)];
         fds.extend(self.doors.get(self.wire.links.len()).map(|door| PollFd::new(door, PollFlags::IN)));
-        for link in &self.wire.links {
+        let links = self.wire.links.iter().map(|link| (link, room));
+        for (link, room) in links.chain(self.wire.other.iter().map(|other| (other, room_out))) {
             let mut flags = PollFlags::empty();
             flags.set(PollFlags::IN, room);
             flags.set(PollFlags::OUT, link.waiting());

@@ -1,12 +1,13 @@
 //! The other end of the machine's wire: a small host on QEMU's `-netdev stream`, without privileges.
 //!
 //! It is the guests' gateway (DHCP, router advertisements, ARP and neighbours), carries connections from the host to
-//! their port 80 ([`proxy`]), probes them and counts what passes ([`probe`], [`device::Counts`]). All of it runs in the one
+//! their port 80 ([`proxy`]) and theirs to ports of the host ([`forward`]), probes them and counts what passes ([`probe`], [`device::Counts`]). All of it runs in the one
 //! thread of [`endpoint`]; a [`Host`] is its handle.
 pub mod client;
 mod device;
 mod dhcp;
 mod endpoint;
+mod forward;
 mod frame;
 pub mod probe;
 mod proxy;
@@ -59,6 +60,8 @@ impl Guest {
 enum Order {
     Probe(Option<Duration>),
     Ping6(usize),
+    Forward(forward::Forward),
+    Other(UnixStream),
     Stop,
 }
 
@@ -138,6 +141,16 @@ impl Host {
     /// Sends an echo request over IPv6 to the address a guest made of the advertised prefix, every second until it answers.
     pub fn ping6(&self, guest: usize) {
         self.order(Order::Ping6(guest));
+    }
+
+    /// Carries connections of guests to the endpoint's `port`, over IPv4 and IPv6, to a port of 127.0.0.1.
+    pub fn forward(&self, port: u16, to: u16) {
+        self.order(Order::Forward(forward::Forward::new(port, to)));
+    }
+
+    /// Puts another host on the wire, beside the endpoint: a stream of frames in QEMU's form.
+    pub fn join(&self, other: UnixStream) {
+        self.order(Order::Other(other));
     }
 
     /// Whether a guest answered one.

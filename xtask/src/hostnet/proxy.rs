@@ -1,4 +1,4 @@
-//! Connections from the host (`127.0.0.1:PORT`) to a guest's port 80: bytes move straight between the client's socket and
+//! Connections from the host (`127.0.0.1:PORT`) to a guest's port 80, and those a guest made ([`super::forward`]): bytes move straight between the client's socket and
 //! the stack's buffers, both ends close halves on their own.
 
 use smoltcp::iface::{Interface, SocketHandle, SocketSet};
@@ -37,11 +37,18 @@ impl Connection {
         Ok(Self { client, handle: None, guest, client_ended: false, client_blocked: false, guest_ended: false })
     }
 
+    /// Takes a connection that a guest has opened, and the host's side of it.
+    ///
+    /// # Errors
+    /// As [`Connection::new`].
+    pub fn opened(client: TcpStream, handle: SocketHandle) -> io::Result<Self> {
+        Ok(Self { handle: Some(handle), ..Self::new(client, 0)? })
+    }
+
     /// Opens the guest's side.
     pub fn open(&mut self, iface: &mut Interface, sockets: &mut SocketSet<'static>, to: IpEndpoint, local: u16) {
-        let buffer = |len| SocketBuffer::new(vec![0; len]);
-        let mut socket = Socket::new(buffer(FROM_GUEST), buffer(TO_GUEST));
-        socket.set_nagle_enabled(false);
+        let mut socket = socket();
+        // A page's requests are short, and each waits for the answer before.
         socket.set_ack_delay(None);
         if socket.connect(iface.context(), to, local).is_ok() {
             self.handle = Some(sockets.add(socket));
@@ -116,6 +123,14 @@ impl Connection {
         }
         Ok(())
     }
+}
+
+/// A socket as both sides' connections have it.
+pub fn socket() -> Socket<'static> {
+    let buffer = |len| SocketBuffer::new(vec![0; len]);
+    let mut socket = Socket::new(buffer(FROM_GUEST), buffer(TO_GUEST));
+    socket.set_nagle_enabled(false);
+    socket
 }
 
 fn has_been_open(socket: &Socket<'_>) -> bool {

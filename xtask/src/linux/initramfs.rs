@@ -75,7 +75,6 @@ pub fn make(kernel: &Kernel) -> Result<PathBuf> {
     archive.file("etc/group", b"root:x:0:\n");
     archive.folder("dev");
     archive.program("bin/busybox", &read(&packages::file("busybox-static", "bin/busybox")?)?);
-    let unused = |name: &str| UNUSED.iter().any(|beginning| name.starts_with(beginning));
     for (path, bytes) in packages::programs(&PROGRAMS, unused)? {
         archive.program(&path, &bytes);
     }
@@ -84,13 +83,7 @@ pub fn make(kernel: &Kernel) -> Result<PathBuf> {
     }
     archive.file("etc/mke2fs.conf", &read(&packages::file("e2fsprogs", "etc/mke2fs.conf")?)?);
     archive.link("lib64", LIBRARIES);
-    let loader = packages::unpack("libc6")?;
-    let loader = [LIBRARIES, "lib/x86_64-linux-gnu", "lib64", "usr/lib64"]
-        .iter()
-        .map(|folder| loader.join(folder).join(LOADER))
-        .find_map(|path| path.canonicalize().ok())
-        .with_context(|| format!("package libc6 has no {LOADER}"))?;
-    archive.program(&format!("{LIBRARIES}/{LOADER}"), &read(&loader)?);
+    archive.program(&format!("{LIBRARIES}/{LOADER}"), &read(&loader()?)?);
     steps.next("modules");
     let index = kernel.index()?;
     let mut there = std::collections::BTreeSet::new();
@@ -113,6 +106,56 @@ pub fn make(kernel: &Kernel) -> Result<PathBuf> {
     std::fs::rename(&part, &path)?;
     steps.done();
     Ok(path)
+}
+
+fn unused(name: &str) -> bool {
+    UNUSED.iter().any(|beginning| name.starts_with(beginning))
+}
+
+fn loader() -> Result<PathBuf> {
+    let root = packages::unpack("libc6")?;
+    [LIBRARIES, "lib/x86_64-linux-gnu", "lib64", "usr/lib64"]
+        .iter()
+        .map(|folder| root.join(folder).join(LOADER))
+        .find_map(|path| path.canonicalize().ok())
+        .with_context(|| format!("package libc6 has no {LOADER}"))
+}
+
+/// A program of a package that can be run on the host, which need not have it: `loader --library-path libraries file`.
+pub struct OnHost {
+    /// The loader of shared libraries.
+    pub loader: PathBuf,
+    /// Their folder.
+    pub libraries: PathBuf,
+    /// The program.
+    pub file: PathBuf,
+}
+
+/// Puts a program with its libraries into a folder of its own.
+///
+/// # Errors
+/// A package cannot be had; the folder cannot be written.
+pub fn on_host(package: &str, path: &str) -> Result<OnHost> {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = paths::output().join("debian").join(format!("{package}.host"));
+    let name = |path: &str| folder.join(path.rsplit('/').next().unwrap_or(path));
+    let program = OnHost { loader: name(LOADER), libraries: folder.clone(), file: name(path) };
+    if folder.exists() {
+        return Ok(program);
+    }
+    let part = folder.with_extension("part");
+    let _ = std::fs::remove_dir_all(&part);
+    std::fs::create_dir_all(&part).with_context(|| format!("cannot create {}", part.display()))?;
+    let mut files = packages::programs(&[(package, path)], unused)?;
+    files.insert(LOADER.to_string(), read(&loader()?)?);
+    for (path, bytes) in files {
+        let file = part.join(path.rsplit('/').next().unwrap_or(&path));
+        std::fs::write(&file, bytes).with_context(|| format!("cannot write {}", file.display()))?;
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755))?;
+    }
+    // Under its name only when it is whole.
+    std::fs::rename(&part, &folder)?;
+    Ok(program)
 }
 
 fn read(path: &std::path::Path) -> Result<Vec<u8>> {

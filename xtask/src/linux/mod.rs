@@ -1,10 +1,12 @@
 //! What it takes to have a Linux guest: its pieces from Debian's packages ([`packages`]), the modules among them
-//! ([`modules`]), an initramfs ([`initramfs`], written as [`cpio`]).
-mod cpio;
+//! ([`modules`]), an initramfs ([`initramfs`], written as [`cpio`]), and whom it talks
+//! to ([`peer`]).
+pub mod cpio;
 mod initramfs;
 mod lean;
 mod modules;
 mod packages;
+pub mod peer;
 
 use crate::manifest::DEBIAN;
 use crate::paths;

@@ -1,5 +1,6 @@
 //! A running machine: the emulator, its console, its control line and its wire, together and ended together.
 pub mod bare;
+pub mod bare_linux;
 pub mod blkcheck;
 pub mod console;
 pub mod control;
@@ -339,6 +340,32 @@ pub fn folder(kind: &str) -> Result<PathBuf> {
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     Ok(folder)
+}
+
+/// Waits for a program to connect.
+///
+/// # Errors
+/// It ends, or does not in time.
+pub fn accept_child(
+    listener: &UnixListener,
+    child: &mut std::process::Child,
+    patience: Duration,
+) -> Result<UnixStream> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => return Ok(stream),
+            Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => return Err(error.into()),
+            Err(_) => {}
+        }
+        if let Some(status) = child.try_wait()? {
+            bail!("it ended at once with {status}");
+        }
+        if Instant::now() > deadline {
+            bail!("it did not connect within {} s", patience.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Waits for QEMU to connect, which it does before it runs the machine.

@@ -130,6 +130,26 @@ fn disks(machine: &Machine, drives: &Drives, put: &mut impl FnMut(&[&str])) {
 /// know the address; this is the emulator's own word for it.
 const FAULT: &str = "amdvi_page_fault";
 
+/// Makes a command's process one that never outlives us. To be started from a thread that lives as long as it shall: the kernel ends
+/// it with that thread.
+pub fn die_with_us(command: &mut Command) {
+    // Its own group: a Ctrl-C at the terminal reaches us, and we end it in order.
+    command.process_group(0);
+    let parent = rustix::process::getpid();
+    // SAFETY: between fork and exec only two system calls are made, which are async-signal-safe; nothing is allocated
+    // and no lock is taken.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+            // The parent may have died before the order was given.
+            if rustix::process::getppid() != Some(parent) {
+                return Err(std::io::ErrorKind::BrokenPipe.into());
+            }
+            Ok(())
+        });
+    }
+}
+
 /// A running emulator; it is killed when this is dropped, and by the kernel should we die.
 pub struct Qemu {
     child: Child,
@@ -149,21 +169,7 @@ impl Qemu {
         let log = std::fs::File::create(&stderr).with_context(|| format!("cannot write {}", stderr.display()))?;
         let mut command = Command::new(setup::QEMU);
         command.args(args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        // Its own group: a Ctrl-C at the terminal reaches us, and we end it in order.
-        command.process_group(0);
-        let parent = rustix::process::getpid();
-        // SAFETY: between fork and exec only two system calls are made, which are async-signal-safe; nothing is allocated
-        // and no lock is taken.
-        unsafe {
-            command.pre_exec(move || {
-                rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-                // The parent may have died before the order was given.
-                if rustix::process::getppid() != Some(parent) {
-                    return Err(std::io::ErrorKind::BrokenPipe.into());
-                }
-                Ok(())
-            });
-        }
+        die_with_us(&mut command);
         let child = command.spawn().with_context(|| format!("cannot start {}", setup::QEMU))?;
         Ok(Self { child, line: format!("{} {}", setup::QEMU, args.join(" ")), stderr })
     }

@@ -78,21 +78,12 @@ impl Shell {
     /// # Errors
     /// No shell, no end in time, output lost.
     pub fn run(&mut self, machine: &mut Machine, command: &str, patience: Duration) -> Result<Done> {
-        let line = |number| {
-            let quoted = command.replace('\'', "'\\''");
-            let (begin, end) = (print_mark("begin", number, ""), print_mark("end", number, " $?"));
-            format!("{begin}; sh -c '{quoted}' </dev/null 2>&1; {end}\n")
-        };
-        ensure!(
-            !command.contains(['\n', '\t']) && line(0).len() <= LINE_MAX,
-            "a command for a guest's shell is one line without tabs of at most {} bytes: {command}",
-            LINE_MAX - line(0).len() + command.len()
-        );
+        check(command)?;
         let until = Instant::now() + patience;
         self.ready(machine, patience)?;
         let number = self.next();
         self.text.clear();
-        self.type_in(machine, &line(number))?;
+        self.type_in(machine, &line(command, number))?;
         let left = until.saturating_duration_since(Instant::now());
         self.wait(machine, &format!("end of `{command}`"), left, |shell, _| Ok(ended(&shell.text, number)))
     }
@@ -154,6 +145,26 @@ impl Shell {
     }
 }
 
+/// Refuses a command that a shell cannot be given.
+///
+/// # Errors
+/// It has several lines, a tab, or is too long.
+pub fn check(command: &str) -> Result<()> {
+    ensure!(
+        !command.contains(['\n', '\t']) && line(command, 0).len() <= LINE_MAX,
+        "a command for a guest's shell is one line without tabs of at most {} bytes: {command}",
+        LINE_MAX - line("", 0).len()
+    );
+    Ok(())
+}
+
+/// What is typed to run a command between marks of this number.
+pub fn line(command: &str, number: u32) -> String {
+    let quoted = command.replace('\'', "'\\''");
+    let (begin, end) = (print_mark("begin", number, ""), print_mark("end", number, " $?"));
+    format!("{begin}; sh -c '{quoted}' </dev/null 2>&1; {end}\n")
+}
+
 /// What is written by [`print_mark`].
 fn mark(word: &str, number: u32) -> String {
     format!("<{word}-{number}")
@@ -171,8 +182,8 @@ fn after<'a>(text: &'a str, mark: &str) -> Option<&'a str> {
     text.get(at..)?.strip_prefix(">\n")
 }
 
-/// A command's output and code, once both marks are there.
-fn ended(text: &str, number: u32) -> Option<Done> {
+/// A command's output and code, once both marks of this number are there.
+pub fn ended(text: &str, number: u32) -> Option<Done> {
     let output = after(text, &mark("begin", number))?;
     let end = format!("\n{} ", mark("end", number));
     let at = output.find(&end)?;
