@@ -139,7 +139,10 @@ pub fn measure(effort: Effort) -> Result<Figures> {
 }
 
 /// Writes every byte of every image once, so that no read finds a hole and all of it is in the host's page cache.
-fn fill(drives: &Drives) -> Result<()> {
+///
+/// # Errors
+/// An image cannot be written.
+pub fn fill(drives: &Drives) -> Result<()> {
     let chunk = vec![0x5a; 1 << 20];
     for drive in (0..).map_while(|number| drives.get(number)) {
         for at in (0..drive.len).step_by(chunk.len()) {

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: figures with the machine they were taken on. They are never tests: noise of the host is part of them.
 mod blk;
 mod boot;
+pub mod linux;
 mod plot;
 mod restart;
 pub mod statistics;
@@ -23,9 +24,9 @@ pub struct Args {
     /// Print the figures as JSON
     #[arg(long, global = true)]
     json: bool,
-    /// System to measure
-    #[arg(long, global = true, default_value = "default")]
-    system: String,
+    /// System to measure [default: default; with --guest linux: linux]
+    #[arg(long, global = true)]
+    system: Option<String>,
 }
 
 #[derive(Subcommand)]
@@ -53,8 +54,32 @@ enum What {
     },
     /// Images, memory, lines of the hypervisor
     Size,
+    /// The network of a stock Linux guest beside the same kernel on the bare machine; what kills cost it
+    Net {
+        /// The guest
+        #[arg(long, value_parser = ["linux"])]
+        guest: String,
+        /// Boots of each side
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: u32,
+        /// Seconds of a transfer
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
+        seconds: u32,
+        /// Seconds of a transfer with a kill in each
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..=600))]
+        kill_seconds: u32,
+        /// Where the plot of the ratios goes
+        #[arg(long, default_value = "target/xenolith/linux-net.svg")]
+        plot: PathBuf,
+        /// Where the plot of the outages goes
+        #[arg(long, default_value = "target/xenolith/linux-outage.svg")]
+        outage_plot: PathBuf,
+    },
     /// Disks: the driver domain against the same driver in a bare unikernel, stalls on kills, cost of a request, memory
     Blk {
+        /// A stock Linux guest beside the same kernel on the bare machine, instead
+        #[arg(long, value_parser = ["linux"])]
+        guest: Option<String>,
         /// Runs of each workload on each side
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
@@ -119,12 +144,14 @@ impl Place {
 /// # Errors
 /// Whatever keeps the machine from running, or a figure from being taken.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let system = System::load(&args.system)?;
+    let linux = matches!(&args.what, What::Net { .. } | What::Blk { guest: Some(_), .. });
+    let name = args.system.clone().unwrap_or_else(|| if linux { "linux" } else { "default" }.into());
+    let system = System::load(&name)?;
     let qemu = setup::ensure_all()?;
     let place = Place::here(&qemu);
-    let built = image::system(&system, &args.system)?;
+    let built = image::system(&system, &name)?;
     let start = || {
-        let options = Options { name: args.system.clone(), public: true, lacks: Lacks::default(), drives: None };
+        let options = Options { name: name.clone(), public: true, lacks: Lacks::default(), drives: None };
         Machine::start(&system, &built, &options, machine::reserve(0)?, |_| ())
     };
     let (text, json) = match &args.what {
@@ -134,9 +161,25 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             plot::points(plot, "Longest time without a delivered packet, per kill", &points)?;
             (format!("{}plot: {}\n", figures.describe(), plot.display()), serde_json::to_value(figures)?)
         }
-        What::Blk { rounds, seconds, kills, plot, stall_plot } => {
+        What::Net { rounds, seconds, kill_seconds, plot, outage_plot, .. } => {
+            let effort =
+                linux::net::Effort { rounds: *rounds, seconds: *seconds, kill_seconds: *kill_seconds, seed: 1 };
+            let figures = linux::net::measure(&system, effort)?;
+            plot::ratios(plot, "Linux guest's network, in percent of bare Linux", &linux::ratios(&figures.pairs))?;
+            plot::points(outage_plot, "Longest time without a delivered packet, per kill", &figures.all_outages_ms)?;
+            let plots = format!("plots: {}, {}\n", plot.display(), outage_plot.display());
+            (figures.describe() + &plots, serde_json::to_value(figures)?)
+        }
+        What::Blk { guest: Some(_), rounds, seconds, plot, .. } => {
+            let effort = linux::blk::Effort { rounds: *rounds, seconds: *seconds };
+            let figures = linux::blk::measure(&system, effort)?;
+            plot::ratios(plot, "Linux guest's disk, in percent of bare Linux", &linux::ratios(&figures.pairs))?;
+            (format!("{}plot: {}\n", figures.describe(), plot.display()), serde_json::to_value(figures)?)
+        }
+        What::Blk { rounds, seconds, kills, plot, stall_plot, .. } => {
             let figures = blk::measure(blk::Effort { rounds: *rounds, seconds: *seconds, kills: *kills })?;
-            plot::ratios(plot, &figures.rows)?;
+            let ratios: Vec<plot::Ratio<'_>> = figures.rows.iter().map(|row| (row.name, row.ratio, 0.9)).collect();
+            plot::ratios(plot, "Disk through the driver domain, in percent of the same driver alone", &ratios)?;
             plot::points(stall_plot, "Longest time without a completed request, per kill", &figures.all_stalls_ms)?;
             let plots = format!("plots: {}, {}\n", plot.display(), stall_plot.display());
             (figures.describe() + &plots, serde_json::to_value(figures)?)

@@ -1,6 +1,5 @@
 //! Figures as pictures: one point per kill, coloured by the way it was killed; one bar per workload.
 
-use super::blk::Row;
 use crate::machine::crash::KINDS;
 use anyhow::{Context, Result, anyhow};
 use plotters::prelude::*;
@@ -28,13 +27,16 @@ pub fn points(file: &Path, caption: &str, kills: &[Point]) -> Result<()> {
     draw_points(file, caption, kills).map_err(|error| anyhow!("cannot draw {}: {error}", file.display()))
 }
 
-/// Draws the ratios to the bare driver as SVG.
+/// A ratio: its name, what it is, what it shall be.
+pub type Ratio<'a> = (&'a str, f64, f64);
+
+/// Draws ratios as SVG, each with a line at its aim.
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn ratios(file: &Path, rows: &[Row]) -> Result<()> {
+pub fn ratios(file: &Path, caption: &str, rows: &[Ratio<'_>]) -> Result<()> {
     folder(file)?;
-    draw_ratios(file, rows).map_err(|error| anyhow!("cannot draw {}: {error}", file.display()))
+    draw_ratios(file, caption, rows).map_err(|error| anyhow!("cannot draw {}: {error}", file.display()))
 }
 
 fn folder(file: &Path) -> Result<()> {
@@ -65,27 +67,30 @@ fn draw_points(file: &Path, caption: &str, kills: &[Point]) -> Result<(), Box<dy
     Ok(())
 }
 
-fn draw_ratios(file: &Path, rows: &[Row]) -> Result<(), Box<dyn std::error::Error>> {
-    let root = SVGBackend::new(file, (900, 360)).into_drawing_area();
+fn draw_ratios(file: &Path, caption: &str, rows: &[Ratio<'_>]) -> Result<(), Box<dyn std::error::Error>> {
+    let root = SVGBackend::new(file, (1000, 360)).into_drawing_area();
     root.fill(&WHITE)?;
-    let top = rows.iter().map(|row| row.ratio * 100.0).fold(100.0, f64::max) * 1.15;
+    let top = rows.iter().map(|(_, ratio, aim)| ratio.max(*aim) * 100.0).fold(100.0, f64::max) * 1.15;
     let end = rows.len().max(1) as f64;
     let mut chart = ChartBuilder::on(&root)
-        .caption("Disk through the driver domain, in percent of the same driver alone", ("sans-serif", 18))
+        .caption(caption, ("sans-serif", 18))
         .margin(12)
         .x_label_area_size(12)
         .y_label_area_size(48)
         .build_cartesian_2d(0.0..end, 0.0..top)?;
     chart.configure_mesh().disable_x_mesh().x_labels(0).y_desc("%").light_line_style(WHITE).draw()?;
-    let label = ("sans-serif", 14).into_font();
-    for (at, row) in (0..).map(f64::from).zip(rows) {
-        let percent = row.ratio * 100.0;
+    let label = ("sans-serif", 13).into_font();
+    for (at, (name, ratio, aim)) in (0..).map(f64::from).zip(rows) {
+        let percent = ratio * 100.0;
         let bar = Rectangle::new([(at + 0.2, 0.0), (at + 0.8, percent)], COLOURS[0].mix(0.7).filled());
         chart.draw_series(std::iter::once(bar))?;
-        let texts = [(percent + top * 0.07, format!("{percent:.0} %")), (top * 0.06, row.name.to_string())];
-        chart.draw_series(texts.map(|(y, text)| Text::new(text, (at + 0.12, y), label.clone())))?;
+        // A long name takes a line for each of its parts.
+        let parts =
+            name.split(", ").enumerate().map(|(line, part)| (top * (0.12 - 0.06 * line as f64), part.to_string()));
+        let texts = std::iter::once((percent + top * 0.06, format!("{percent:.0} %"))).chain(parts);
+        chart.draw_series(texts.map(|(y, text)| Text::new(text, (at + 0.1, y), label.clone())))?;
+        chart.draw_series(LineSeries::new([(at + 0.1, aim * 100.0), (at + 0.9, aim * 100.0)], COLOURS[3]))?;
     }
-    chart.draw_series(LineSeries::new([(0.0, 90.0), (end, 90.0)], COLOURS[3]))?;
     root.present()?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask campaign`: driver domains are killed at random points, in random ways, under load, until it is clear that nothing is
 //! lost and nothing leaks; and the power is cut. The same seed gives the same orders.
 pub mod blk;
+pub mod linux;
 mod net;
 pub mod power;
 
@@ -61,6 +62,18 @@ enum What {
         #[arg(long, default_value_t = 1.0)]
         minutes: f64,
     },
+    /// Kill both driver domains of a stock Linux guest while it works: iperf3, a checked download, fio, a tree of files
+    Linux {
+        /// Minutes of fio; a transfer has a tenth of it
+        #[arg(long, default_value_t = 10.0)]
+        minutes: f64,
+        /// Files of the tree; Linux's own has 80,000, which take a quarter of an hour here
+        #[arg(long, default_value_t = 8000, value_parser = clap::value_parser!(u32).range(1..=40_000))]
+        files: u32,
+        /// Only these parts
+        #[arg(long, value_delimiter = ',', default_values = ["net", "http", "fio", "tree"])]
+        parts: Vec<linux::Part>,
+    },
     /// Cut the power of a drive with a volatile cache, and look whether all is there that a flush covered
     Power {
         /// How many times
@@ -79,6 +92,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         What::Blk { .. } => "disk",
         What::Both { .. } => "both",
         What::Power { .. } => "power",
+        What::Linux { .. } => "linux",
     });
     let mut system = System::load(name)?;
     setup::ensure_all()?;
@@ -98,6 +112,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             blk::configure(&mut system, args.seed);
             let machine = boot(&system, name, args)?;
             finish(args, &blk::run(machine, &system, &plan)?)
+        }
+        What::Linux { minutes, files, parts } => {
+            let plan = linux::Plan { minutes: *minutes, files: *files, seed: args.seed, parts: parts.clone() };
+            let mut machine = boot(&system, name, args)?;
+            finish(args, &linux::run(&mut machine, &system, &plan)?)
         }
         What::Power { cuts } => {
             power::configure(&mut system);

@@ -1,6 +1,7 @@
 //! What a scenario does to its machine: a step is a table with one key, the deed.
 
 use super::pattern::Pattern;
+use crate::linux::peer;
 use crate::machine::Machine;
 use crate::machine::blkcheck::{self, Follow};
 use crate::machine::load::{Direction, Load};
@@ -115,6 +116,11 @@ pub enum Step {
         #[serde(default)]
         within: Option<Span>,
     },
+    /// Put iperf3's server and the HTTP server of bytes on the wire (`xtask/src/linux/peer.rs`); `{peer}` and `{peer6}` in commands of
+    /// later steps are iperf3's addresses.
+    Peer {},
+    /// Probe every guest on the wire from now on, and wait until all answer: `crash` looks for their answers.
+    Probed {},
     /// A guest answers pings of IPv6 at the address it made of the advertised prefix.
     Ipv6(usize),
 }
@@ -160,6 +166,8 @@ impl fmt::Display for Step {
             Self::Checked { dom } => write!(f, "checked {dom}"),
             Self::Reported { dom, vbd, .. } => write!(f, "report of vbd {vbd} of {dom}"),
             Self::Run { dom, command, .. } => write!(f, "{dom} runs `{command}`"),
+            Self::Peer {} => f.write_str("peer"),
+            Self::Probed {} => f.write_str("probed"),
             Self::Ipv6(guest) => write!(f, "ipv6 of {guest}"),
         }
     }
@@ -172,12 +180,15 @@ pub struct State<'a> {
     load: Option<(Load, Size)>,
     events: usize,
     shells: BTreeMap<String, Shell>,
+    /// Dropped in this order: what is on the wire before what it serves from.
+    attached: Option<peer::Attached>,
+    peer: Option<peer::Peer>,
 }
 
 impl<'a> State<'a> {
     /// Before the first step.
     pub fn new(system: &'a System) -> Self {
-        Self { system, ready: false, load: None, events: 0, shells: BTreeMap::new() }
+        Self { system, ready: false, load: None, events: 0, shells: BTreeMap::new(), attached: None, peer: None }
     }
 
     /// Does one step; `patience` is what is left of the deadline.
@@ -234,7 +245,9 @@ impl<'a> State<'a> {
                 self.ready(machine, patience)?;
                 let patience = within.map_or(patience, |span| span.0.min(patience));
                 let shell = self.shells.entry(dom.clone()).or_insert_with(|| Shell::new(dom));
-                let done = shell.run(machine, command, patience)?;
+                let [v4, v6] = self.attached.as_ref().map_or(peer::GATEWAY, |attached| attached.iperf);
+                let command = command.replace("{peer}", v4).replace("{peer6}", v6);
+                let done = shell.run(machine, &command, patience)?;
                 let output = &done.output;
                 ensure!(done.code == *code, "it ended with code {}, not {code}; its output:\n{output}", done.code);
                 for pattern in expect.all() {
@@ -245,6 +258,13 @@ impl<'a> State<'a> {
                 }
                 Ok(())
             }
+            Step::Peer {} => {
+                let peer = peer::Peer::start()?;
+                self.attached = Some(peer.attach(&machine.host)?);
+                self.peer = Some(peer);
+                Ok(())
+            }
+            Step::Probed {} => machine.probe_all(),
             Step::Ipv6(guest) => {
                 machine.host.ping6(*guest);
                 machine.wait_for("answer over IPv6", patience, |m| m.host.answered6(*guest).then_some(()))

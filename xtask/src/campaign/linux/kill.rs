@@ -1,0 +1,128 @@
+//! A command in a Linux guest's shell while driver domains die again and again.
+
+use crate::campaign::blk::order;
+use crate::machine::Machine;
+use crate::machine::crash::{KINDS, Outcome};
+use crate::machine::shell::Shell;
+use anyhow::{Context, Result, ensure};
+use blkcheck::random::Random;
+use std::time::{Duration, Instant};
+
+/// A kill waits for up to this many of the victim's crash points; under load it passes thousands a second.
+const POINTS: u64 = 1_000;
+/// Between looks whether the command has ended.
+const LOOK: Duration = Duration::from_secs(1);
+/// What a program does to its connections at its end is its own: the receiver of iperf3 leaves what is on its way.
+const CLOSING: Duration = Duration::from_secs(3);
+/// Longest wait for a death without more work, in case the command that made some has ended.
+const WORKED: Duration = Duration::from_secs(2);
+/// Work for both driver domains.
+const WORK: &str = "echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/xvda of=/dev/null bs=4k count=2000 2>/dev/null; ping -c 3 -i 0.1 10.0.2.2 >/dev/null; true";
+/// Its exit code, if it has.
+const LOOKING: &str = "cat /tmp/job.code 2>/dev/null; true";
+/// Longest wait for the guest's shell.
+const SHELL: Duration = Duration::from_secs(30);
+
+/// Who dies, and how often.
+pub struct Kills<'a> {
+    /// All of them at once each time. None = nobody dies.
+    pub victims: Vec<&'a str>,
+    /// Once in this time, at a random moment of it.
+    pub pace: Duration,
+    /// Of ways, points and moments.
+    pub random: Random,
+}
+
+/// What came of it.
+pub struct Killed {
+    /// What the command wrote.
+    pub output: String,
+    /// Its exit code.
+    pub code: u32,
+    /// Deaths, with the victim.
+    pub deaths: Vec<(String, Outcome)>,
+    /// How long it ran.
+    pub seconds: f64,
+    /// TCP resets on the wire while it was at work, until [`CLOSING`] before its end.
+    pub resets: u64,
+}
+
+impl Kills<'_> {
+    /// Runs a command in the background of the guest's shell until it ends; the probes have to run.
+    ///
+    /// # Errors
+    /// No shell, no end in time, a victim that does not come back.
+    pub fn run(
+        &mut self,
+        machine: &mut Machine,
+        shell: &mut Shell,
+        command: &str,
+        patience: Duration,
+        mut tick: impl FnMut(&str),
+    ) -> Result<Killed> {
+        let start = format!("rm -f /tmp/job.*; ({command}; echo $? >/tmp/job.code) >/tmp/job.log 2>&1 &");
+        shell.run(machine, &start, SHELL)?;
+        let begin = Instant::now();
+        let mut deaths = Vec::new();
+        let resets = |m: &Machine| m.host.counts().resets_in + m.host.counts().resets_out;
+        let mut samples = vec![(begin, resets(machine))];
+        let mut look = begin + LOOK;
+        let mut due = begin + self.moment();
+        let mut turn = begin;
+        loop {
+            if crate::signals::stop() {
+                anyhow::bail!("interrupted");
+            }
+            if !self.victims.is_empty() && Instant::now() >= due {
+                deaths.extend(self.kill(machine, shell, &mut tick)?);
+                turn += self.pace;
+                due = turn + self.moment();
+            }
+            if Instant::now() >= look {
+                look = Instant::now() + LOOK;
+                samples.push((Instant::now(), resets(machine)));
+                let code = shell.run(machine, LOOKING, SHELL)?;
+                if let Ok(code) = code.output.trim().parse() {
+                    let seconds = begin.elapsed().as_secs_f64();
+                    let output = shell.run(machine, "cat /tmp/job.log", SHELL)?.output;
+                    let at_work = samples.iter().rfind(|(at, _)| at.elapsed() >= CLOSING).map_or(0, |(_, n)| *n);
+                    let resets = at_work.saturating_sub(samples.first().map_or(0, |(_, n)| *n));
+                    return Ok(Killed { output, code, deaths, seconds, resets });
+                }
+            }
+            ensure!(begin.elapsed() < patience, "`{command}` did not end within {} s", patience.as_secs());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn moment(&mut self) -> Duration {
+        self.pace * u32::try_from(self.random.below(1000)).unwrap_or(0) / 1000
+    }
+
+    fn kill(
+        &mut self,
+        machine: &mut Machine,
+        shell: &mut Shell,
+        tick: &mut impl FnMut(&str),
+    ) -> Result<Vec<(String, Outcome)>> {
+        let mut orders = Vec::new();
+        let events = machine.control.event_count();
+        for victim in &self.victims {
+            let how = KINDS[self.random.below(KINDS.len() as u64) as usize];
+            let count = u32::try_from(self.random.below(POINTS)).unwrap_or(0);
+            let what = format!("{how} of {victim} after {count} points");
+            tick(&what);
+            orders.push((*victim, order(machine, victim, how, count).context(what.clone())?, what));
+        }
+        for victim in &self.victims {
+            let died = |m: &Machine| m.control.event(events, WORKED, |e| e["event"] == "died" && e["dom"] == *victim);
+            if died(machine).is_none() {
+                shell.run(machine, WORK, SHELL)?;
+            }
+        }
+        let wait = |(victim, order, what): (&str, _, String)| {
+            Ok((victim.to_string(), machine.await_crash(&order).context(what)?))
+        };
+        orders.into_iter().map(wait).collect()
+    }
+}
