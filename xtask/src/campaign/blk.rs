@@ -373,9 +373,6 @@ impl Report {
 }
 
 /// Orders a crash of a domain that runs: what is ordered between a death and the restart is for the instance that is gone.
-///
-/// # Errors
-/// It is not taken.
 pub fn order(machine: &mut Machine, victim: &str, how: &str, count: u32) -> Result<Order> {
     machine.wait_for(&format!("running `{victim}`"), BACK_OFF, |m| {
         let told = |name: &str| m.control.count(|e| e["event"] == name && e["dom"] == victim);
