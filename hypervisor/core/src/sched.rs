@@ -46,7 +46,8 @@ pub enum PutBack {
 pub struct RunQueue {
     driver: VecDeque<VcpuKey>,
     other: VecDeque<VcpuKey>,
-    current: Option<(VcpuKey, Class)>,
+    /// With its class, and whether it was made runnable meanwhile.
+    current: Option<(VcpuKey, Class, bool)>,
     burst: u32,
 }
 
@@ -71,7 +72,7 @@ impl RunQueue {
 
     /// The vCPU that runs.
     pub fn current(&self) -> Option<VcpuKey> {
-        self.current.map(|(key, _)| key)
+        self.current.map(|(key, ..)| key)
     }
 
     /// Whether any vCPU waits for the CPU: if none does, a slice need not end.
@@ -80,10 +81,12 @@ impl RunQueue {
     }
 
     /// A vCPU became runnable. Says whether the CPU has to look again at once: it idles, or runs a less urgent one, or one whose slice
-    /// had no end yet, as nobody waited. A vCPU that is queued or running already is left alone.
+    /// had no end yet, as nobody waited. A vCPU that is queued already is left alone; one that runs goes on, also where its CPU is about to
+    /// let go of it.
     #[must_use]
     pub fn wake(&mut self, key: VcpuKey, class: Class) -> bool {
-        if self.current() == Some(key) || self.queue(class).contains(&key) {
+        let runs = self.current.as_mut().filter(|(now, ..)| *now == key).map(|(.., woken)| *woken = true);
+        if runs.is_some() || self.queue(class).contains(&key) {
             return false;
         }
         let nobody_waited = !self.contended();
@@ -93,7 +96,7 @@ impl RunQueue {
 
     /// Whether one waits that is more urgent than the one that runs.
     pub fn is_preempted(&self) -> bool {
-        !self.driver.is_empty() && self.current.is_some_and(|(_, class)| class == Class::Other)
+        !self.driver.is_empty() && self.current.is_some_and(|(_, class, _)| class == Class::Other)
     }
 
     /// Takes the next vCPU to run. The one that ran was [put back](Self::put_back) before, else it goes to the back.
@@ -103,17 +106,18 @@ impl RunQueue {
         let class = if self.driver.is_empty() || yield_to_other { Class::Other } else { Class::Driver };
         let key = self.queue(class).pop_front()?;
         self.burst = if class == Class::Driver { self.burst.saturating_add(1) } else { 0 };
-        self.current = Some((key, class));
+        self.current = Some((key, class, false));
         Some(key)
     }
 
-    /// The running vCPU stops running.
+    /// The running vCPU stops running. One that was made runnable since it was picked does not get lost: a restart starts it anew while
+    /// this CPU still lets go of its former life.
     pub fn put_back(&mut self, to: PutBack) {
-        if let Some((key, class)) = self.current.take() {
+        if let Some((key, class, woken)) = self.current.take() {
             match to {
                 PutBack::Front => self.queue(class).push_front(key),
-                PutBack::Back => self.queue(class).push_back(key),
-                PutBack::Away => {}
+                PutBack::Away if !woken => {}
+                PutBack::Back | PutBack::Away => self.queue(class).push_back(key),
             }
         }
     }
@@ -186,6 +190,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_started_again_while_its_cpu_lets_go_of_it_is_not_lost() {
+        let mut q = RunQueue::new();
+        let _idle = q.wake(key(1), Class::Driver);
+        assert_eq!(q.pick(), Some(key(1)));
+        // The CPU has seen that it is down; another one starts it before this one says so.
+        assert!(!q.wake(key(1), Class::Driver));
+        q.put_back(PutBack::Away);
+        assert_eq!(q.pick(), Some(key(1)));
+        q.put_back(PutBack::Away);
+        assert_eq!(q.pick(), None, "once");
+    }
+
+    #[test]
     fn a_spinning_driver_domain_leaves_slices_to_the_others() {
         let mut q = RunQueue::new();
         let _idle = q.wake(key(1), Class::Driver);
@@ -212,21 +229,29 @@ mod tests {
         fn each_vcpu_is_queued_or_running_at_most_once(ops in prop::collection::vec((0u8..5, 0u16..5), 1..200)) {
             let mut q = RunQueue::new();
             let mut ready = std::collections::BTreeSet::new();
+            let mut woken = false;
             for (op, n) in ops {
                 let class = if n < 2 { Class::Driver } else { Class::Other };
                 match op {
                     0 | 1 => {
+                        woken |= q.current() == Some(key(n));
                         let _preempt = q.wake(key(n), class);
                         ready.insert(n);
                     }
-                    2 => prop_assert_eq!(q.pick().is_none(), ready.is_empty()),
+                    2 => {
+                        woken = false;
+                        prop_assert_eq!(q.pick().is_none(), ready.is_empty());
+                    }
                     3 => {
-                        if let Some(k) = q.current() {
+                        if let Some(k) = q.current().filter(|_| !std::mem::take(&mut woken)) {
                             ready.remove(&k.dom.0);
                         }
                         q.put_back(PutBack::Away);
                     }
-                    _ => q.put_back(PutBack::Front),
+                    _ => {
+                        woken = false;
+                        q.put_back(PutBack::Front);
+                    }
                 }
                 let mut all: Vec<_> = q.driver.iter().chain(&q.other).copied().chain(q.current()).collect();
                 all.sort();
