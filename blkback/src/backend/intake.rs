@@ -2,6 +2,7 @@
 
 use super::Backend;
 use crate::disk::Disks;
+use crate::grants::Held;
 use crate::line::Request;
 use crate::request::{self, Asked, Data, Kind, Limits, Name};
 use crate::vbd::Connection;
@@ -23,6 +24,8 @@ struct Fresh {
     asked: Result<Asked, i16>,
     /// Its indirect page is among those being mapped.
     mapping: bool,
+    /// Its indirect page is kept, and held for it: others of this turn take pages in, and would have it evicted before it is read.
+    pinned: bool,
 }
 
 impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
@@ -80,15 +83,16 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
             };
             let name = Name::of(&words);
             let asked = request::parse(&words, &limits);
-            let mut mapping = false;
-            if let Ok(Asked { data: Data::Indirect(gref, _), .. }) = &asked
-                && !connection.lists.has(*gref)
-            {
-                maps.push(MapRequest { dom: frontend, gref: *gref, readonly: true, device: false });
-                pages = pages.saturating_sub(1);
-                mapping = true;
+            let (mut mapping, mut pinned) = (false, false);
+            if let Ok(Asked { data: Data::Indirect(gref, _), .. }) = &asked {
+                pinned = connection.lists.reuse(*gref).is_some();
+                mapping = !pinned;
+                if mapping {
+                    maps.push(MapRequest { dom: frontend, gref: *gref, readonly: true, device: false });
+                    pages = pages.saturating_sub(1);
+                }
             }
-            fresh.push(Fresh { slot, name, limits, asked, mapping });
+            fresh.push(Fresh { slot, name, limits, asked, mapping, pinned });
         }
     }
 
@@ -103,7 +107,11 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
                 Data::Direct(segments) => segments,
                 Data::Indirect(gref, count) => {
                     let read = |page: &P::Page| request::segments(count, |at| page.read(at));
-                    read_indirect(connection, gref, page, &mut self.garbage, read).ok_or(rsp::ERROR)?
+                    let words = read_indirect(connection, gref, page, &mut self.garbage, read);
+                    if fresh.pinned {
+                        connection.lists.release(Held::Kept(gref), &mut self.garbage);
+                    }
+                    words.ok_or(rsp::ERROR)?
                 }
             };
             let sectors = request::measure(&limits, kind, first, &segments)?;
