@@ -9,8 +9,8 @@ use hv_core::frames::Owner;
 use hv_core::{Gfn, Mfn};
 
 const PAGE: u64 = PAGE_SIZE as u64;
-/// Bytes cleared between two looks at interrupts and deadlines, whose vCPUs another CPU may take: about a millisecond.
-const ZERO_PART: usize = 2 << 20;
+/// Bytes filled between two looks at interrupts and deadlines, whose vCPUs another CPU may take: about a millisecond.
+const PART: usize = 2 << 20;
 
 /// What part of memory is wanted: guest-physical bytes.
 #[derive(Clone, Copy)]
@@ -36,33 +36,35 @@ pub fn restore(domain: &Domain, keep_survivor: bool) {
     }
 }
 
-/// Runs of machine memory behind a span of guest memory, each with its guest-physical start.
-fn runs(domain: &Domain, span: Span) -> impl Iterator<Item = (u64, *mut u8, usize)> {
-    let ram = domain.ram.lock();
-    let part = |&(gfn, mfn, pages): &Run| {
+/// Parts of machine memory behind a span of guest memory, each with its guest-physical start; none is larger than [`PART`].
+fn parts(domain: &Domain, span: Span) -> impl Iterator<Item = (u64, *mut u8, usize)> {
+    domain.ram.lock().clone().into_iter().flat_map(move |(gfn, mfn, pages): Run| {
         let start = span.start.max(gfn.addr());
         let end = span.end.min(gfn.addr() + pages * PAGE);
-        (start < end).then(|| (start, mem::direct(mfn.addr() + (start - gfn.addr())), (end - start) as usize))
-    };
-    ram.iter().filter_map(part).collect::<Vec<_>>().into_iter()
+        let part = move |at| (at, mem::direct(mfn.addr() + (at - gfn.addr())), PART.min((end - at) as usize));
+        (start..end).step_by(PART).map(part)
+    })
+}
+
+/// After a part of that many bytes.
+fn breathe(len: usize) {
+    if len == PART {
+        run::interrupt_window();
+        deadlines::expire(percpu::this());
+    }
 }
 
 fn zero(domain: &Domain, span: Span) {
-    for (_, at, len) in runs(domain, span) {
-        for done in (0..len).step_by(ZERO_PART) {
-            // SAFETY: RAM of the domain (`Domain::ram`, owned by it), which holds no Rust value; nothing else uses it now.
-            unsafe { mem::zero_bytes(at.wrapping_add(done), ZERO_PART.min(len - done)) };
-            if len > ZERO_PART {
-                run::interrupt_window();
-                deadlines::expire(percpu::this());
-            }
-        }
+    for (_, at, len) in parts(domain, span) {
+        // SAFETY: RAM of the domain (`Domain::ram`, owned by it), which holds no Rust value; nothing else uses it now.
+        unsafe { mem::zero_bytes(at, len) };
+        breathe(len);
     }
 }
 
 fn copy(domain: &Domain, segment: &Segment) {
     let span = Span { start: segment.gpa, end: segment.gpa + segment.bytes.len() as u64 };
-    for (gpa, at, len) in runs(domain, span) {
+    for (gpa, at, len) in parts(domain, span) {
         let offset = (gpa - segment.gpa) as usize;
         if let Some(from) = segment.bytes.get(offset..offset + len) {
             let whole = len / mem::BLOCK * mem::BLOCK;
@@ -72,6 +74,7 @@ fn copy(domain: &Domain, segment: &Segment) {
             // SAFETY: the rest of the same ranges.
             unsafe { mem::copy_bytes(at.wrapping_add(whole), rest, len - whole) };
         }
+        breathe(len);
     }
 }
 
