@@ -18,6 +18,8 @@ pub enum Action {
     GaveUp,
     /// By policy or order.
     Left,
+    /// By policy.
+    Destroyed,
 }
 
 impl Action {
@@ -29,6 +31,7 @@ impl Action {
             Self::BackOff => "back-off",
             Self::GaveUp => "gave-up",
             Self::Left => "left",
+            Self::Destroyed => "destroyed",
         }
     }
 }

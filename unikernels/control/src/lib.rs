@@ -25,6 +25,7 @@ pub mod json;
 pub mod protocol;
 pub mod report;
 pub mod rights;
+pub mod seed;
 pub mod store;
 pub mod supervisor;
 pub mod terminal;

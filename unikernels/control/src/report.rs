@@ -103,8 +103,14 @@ impl Snapshot<'_> {
         o.optional("last_outage_us", self.last.and_then(|d| d.outage_us));
         o.optional("last_serving_us", self.last.and_then(|d| d.serving_us));
         self.memory(o);
-        let restart = self.supervised.is_some_and(|s| s.policy.restart);
-        o.text("on_failure", if restart { "restart" } else { "stop" }).text("why", self.why());
+        o.text("on_failure", self.supervised.map_or("stop", |s| s.policy.on_failure.name())).text("why", self.why());
+        match self.supervised.and_then(|s| s.order) {
+            Some(order) => o.object("order", |o| {
+                o.text("what", order.name()).number("since_us", order.since_ns / 1000);
+                o.flag("acknowledged", order.acknowledged);
+            }),
+            None => o.raw("order", "null"),
+        };
     }
 
     /// The object STATS, but for what the domain publishes.

@@ -3,7 +3,9 @@
 //! The first failures of a domain are answered by a restart at once, because the outage is what counts; later ones wait,
 //! twice as long each time; more than `max_restarts` failures within `window` of *running* time end it. Running time is
 //! what counts, because waiting must not make a domain that dies at every start look stable. Deaths that were ordered (an
-//! administrator's, or by a domain with the right) are restarted at once and do not count.
+//! administrator's, or by a domain with the right) are restarted at once and do not count. A domain that reboots by itself is
+//! restarted whatever its policy says of failures, but counts as one that failed: a loop of reboots is held back and ended like
+//! one of crashes.
 
 use crate::history::detail;
 use abi::DomId;
@@ -12,11 +14,36 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
 use alloc::string::String;
 
+/// What becomes of a failed domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnFailure {
+    /// It is restarted.
+    Restart,
+    /// It stays as it is, with its memory.
+    Stop,
+    /// Its memory is taken and its nodes are removed.
+    Destroy,
+}
+
+impl OnFailure {
+    const ALL: [Self; 3] = [Self::Restart, Self::Stop, Self::Destroy];
+
+    /// As manifests and JSON have it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Restart => "restart",
+            Self::Stop => "stop",
+            Self::Destroy => "destroy",
+        }
+    }
+}
+
 /// What to do when a domain fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// Whether a failed domain is restarted at all.
-    pub restart: bool,
+    /// What becomes of a failed domain.
+    pub on_failure: OnFailure,
     /// The first wait, once restarts at once have not helped, ns.
     pub back_off_ns: u64,
     /// Failures within the window that are still answered.
@@ -36,7 +63,7 @@ const MS: u64 = 1_000_000;
 impl Default for Policy {
     /// Restart, 100 ms doubling, at most 10 within a minute of running.
     fn default() -> Self {
-        Self { restart: true, back_off_ns: 100 * MS, max_restarts: 10, window_ns: 60_000 * MS }
+        Self { on_failure: OnFailure::Restart, back_off_ns: 100 * MS, max_restarts: 10, window_ns: 60_000 * MS }
     }
 }
 
@@ -58,11 +85,8 @@ impl Policy {
         let number = || value.parse::<u32>().map_err(|_| PolicyError::BadValue);
         match key {
             "on-failure" => {
-                self.restart = match value {
-                    "restart" => true,
-                    "stop" => false,
-                    _ => return Err(PolicyError::BadValue),
-                }
+                let known = OnFailure::ALL.into_iter().find(|it| it.name() == value);
+                self.on_failure = known.ok_or(PolicyError::BadValue)?;
             }
             "back-off-ms" => self.back_off_ns = u64::from(number()?).saturating_mul(MS),
             "max-restarts" => self.max_restarts = number()?.min(MAX_RESTARTS),
@@ -92,6 +116,8 @@ pub enum Decision {
     },
     /// Leave it as it is: policy, a clean shutdown, or an order to kill.
     Leave,
+    /// Destroy it: policy.
+    Destroy,
     /// The event is older than the instance that runs now.
     Stale,
 }
@@ -120,6 +146,27 @@ pub enum Standing {
     Stopped,
     /// Not restarted: it failed too often.
     GaveUp,
+    /// It has no memory: not created yet, or destroyed.
+    Absent,
+}
+
+/// What a guest was asked to do, and has not done yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// To reboot; else to switch itself off.
+    pub reboot: bool,
+    /// System time, ns.
+    pub since_ns: u64,
+    /// It has said that it heard.
+    pub acknowledged: bool,
+}
+
+impl Order {
+    /// The value of `control/shutdown`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        if self.reboot { "reboot" } else { "poweroff" }
+    }
 }
 
 /// One domain.
@@ -139,6 +186,8 @@ pub struct Supervised {
     ordered: bool,
     /// The next death is to be left.
     killed: bool,
+    /// What it was asked to do.
+    pub order: Option<Order>,
 }
 
 /// All domains but the control domain.
@@ -163,6 +212,7 @@ impl Supervised {
             failures: VecDeque::new(),
             ordered: false,
             killed: false,
+            order: None,
         }
     }
 
@@ -218,6 +268,12 @@ impl Supervised {
 }
 
 impl Supervisor {
+    /// A domain that has no memory yet.
+    pub fn add_absent(&mut self, domid: DomId, policy: Policy) {
+        self.add(domid, policy, 0);
+        self.on_destroyed(domid, String::from("not created yet (start = false)"));
+    }
+
     /// A domain that runs since `now_ns`.
     pub fn add(&mut self, domid: DomId, policy: Policy, now_ns: u64) {
         self.domains.insert(domid, Supervised::new(policy, now_ns));
@@ -235,7 +291,7 @@ impl Supervisor {
         let stale = match domain.standing {
             Standing::Running { since_ns } | Standing::Paused { since_ns, .. } => event.time_ns < since_ns,
             // It was not running: the event tells of a stop that was already answered.
-            Standing::BackOff { .. } | Standing::Stopped | Standing::GaveUp => true,
+            Standing::BackOff { .. } | Standing::Stopped | Standing::GaveUp | Standing::Absent => true,
         };
         if stale {
             return (Decision::Stale, false);
@@ -243,12 +299,23 @@ impl Supervisor {
         domain.account(event.time_ns);
         let ordered = core::mem::take(&mut domain.ordered);
         let killed = core::mem::take(&mut domain.killed);
+        let reboot = event.cause == cause::REBOOT;
+        let asked = domain.order.take().is_some_and(|order| order.reboot == reboot);
         domain.standing = Standing::Stopped;
-        if killed || event.cause == cause::POWEROFF || !domain.policy.restart {
+        if killed || event.cause == cause::POWEROFF {
             domain.why = if killed { String::from("killed by order") } else { what(event) };
-            return (Decision::Leave, ordered);
+            return (Decision::Leave, ordered || asked);
         }
-        if ordered {
+        match domain.policy.on_failure {
+            OnFailure::Restart => {}
+            _ if reboot => {}
+            OnFailure::Stop | OnFailure::Destroy => {
+                domain.why = what(event);
+                let destroy = domain.policy.on_failure == OnFailure::Destroy;
+                return (if destroy { Decision::Destroy } else { Decision::Leave }, ordered);
+            }
+        }
+        if ordered || (asked && reboot) {
             return (Decision::Restart, true);
         }
         (domain.after_failure(now_ns, || what(event)), false)
@@ -259,8 +326,38 @@ impl Supervisor {
         if let Some(domain) = self.domains.get_mut(&domid) {
             domain.standing = Standing::Running { since_ns: began_ns };
             domain.why.clear();
-            // An order to crash was for the instance that is gone.
-            (domain.ordered, domain.killed) = (false, false);
+            // An order was for the instance that is gone.
+            (domain.ordered, domain.killed, domain.order) = (false, false, None);
+        }
+    }
+
+    /// The domain has no memory any more, or none yet; `why` tells people.
+    pub fn on_destroyed(&mut self, domid: DomId, why: String) {
+        if let Some(domain) = self.domains.get_mut(&domid) {
+            domain.standing = Standing::Absent;
+            domain.why = why;
+            (domain.ordered, domain.killed, domain.order) = (false, false, None);
+        }
+    }
+
+    /// The domain was asked to reboot or to switch itself off.
+    pub fn order_shutdown(&mut self, domid: DomId, reboot: bool, now_ns: u64) {
+        if let Some(domain) = self.domains.get_mut(&domid) {
+            domain.order = Some(Order { reboot, since_ns: now_ns, acknowledged: false });
+        }
+    }
+
+    /// It could not be asked.
+    pub fn forget_shutdown(&mut self, domid: DomId) {
+        if let Some(domain) = self.domains.get_mut(&domid) {
+            domain.order = None;
+        }
+    }
+
+    /// The domain has said that it heard.
+    pub fn on_acknowledged(&mut self, domid: DomId) {
+        if let Some(order) = self.domains.get_mut(&domid).and_then(|domain| domain.order.as_mut()) {
+            order.acknowledged = true;
         }
     }
 

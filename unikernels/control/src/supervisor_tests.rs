@@ -87,7 +87,7 @@ fn two_hundred_ordered_crashes_are_not_its_fault() {
 
 #[test]
 fn shutdown_kill_and_policy_are_left() {
-    let mut s = supervisor(Policy { restart: false, ..Policy::default() });
+    let mut s = supervisor(Policy { on_failure: OnFailure::Stop, ..Policy::default() });
     assert_eq!(s.on_event(&death(D, 5, cause::CRASH), 5).0, Decision::Leave);
     let mut s = supervisor(Policy::default());
     assert_eq!(s.on_event(&death(D, 5, cause::POWEROFF), 5).0, Decision::Leave);
@@ -97,6 +97,58 @@ fn shutdown_kill_and_policy_are_left() {
     s.order_restart(OTHER);
     s.on_restarted(OTHER, 7);
     assert_eq!(s.get(OTHER).unwrap().state_name(state::RUNNING), "running");
+}
+
+#[test]
+fn a_reboot_is_carried_out_whatever_failures_lead_to_but_a_loop_of_them_is_ended() {
+    for on_failure in OnFailure::ALL {
+        let mut s = supervisor(Policy { on_failure, max_restarts: 5, ..Policy::default() });
+        for i in 1..=200 {
+            s.order_shutdown(D, true, i);
+            s.on_acknowledged(D);
+            assert!(s.get(D).unwrap().order.is_some_and(|o| o.acknowledged && o.name() == "reboot"));
+            assert_eq!(s.on_event(&death(D, i * 1000, cause::REBOOT), i * 1000), (Decision::Restart, true));
+            s.on_restarted(D, i * 1000);
+            assert_eq!(s.get(D).unwrap().order, None);
+        }
+        let mut now = 300_000;
+        let mut own = || {
+            now += 1;
+            let decision = s.on_event(&death(D, now, cause::REBOOT), now).0;
+            if let Decision::Restart | Decision::BackOff { .. } = decision {
+                s.on_restarted(D, now);
+            }
+            decision
+        };
+        assert!((0..3).all(|_| own() == Decision::Restart));
+        assert!((0..2).all(|_| matches!(own(), Decision::BackOff { .. })));
+        assert_eq!(own(), Decision::GiveUp { failures: 6 });
+        assert!(s.get(D).unwrap().why.contains("reboot"));
+    }
+}
+
+#[test]
+fn a_guest_asked_to_switch_off_that_reboots_or_crashes_did_so_by_itself() {
+    for (why, decision) in [(cause::REBOOT, Decision::Restart), (cause::CRASH, Decision::Destroy)] {
+        let mut s = supervisor(Policy { on_failure: OnFailure::Destroy, ..Policy::default() });
+        s.order_shutdown(D, false, 1);
+        assert_eq!(s.on_event(&death(D, 5, why), 5), (decision, false));
+    }
+    let mut s = supervisor(Policy::default());
+    s.order_shutdown(D, false, 1);
+    assert_eq!(s.on_event(&death(D, 5, cause::POWEROFF), 5), (Decision::Leave, true));
+}
+
+#[test]
+fn what_is_not_there_neither_dies_nor_waits() {
+    let mut s = Supervisor::default();
+    s.add_absent(D, Policy::default());
+    assert_eq!(s.on_event(&death(D, 5, cause::CRASH), 5), (Decision::Stale, false));
+    assert_eq!((s.due(u64::MAX), s.get(D).unwrap().why.as_str()), (None, "not created yet (start = false)"));
+    s.on_restarted(D, 7);
+    assert_eq!(s.on_event(&death(D, 8, cause::CRASH), 8).0, Decision::Restart);
+    s.on_destroyed(D, "destroyed by order".into());
+    assert_eq!(s.on_event(&death(D, 9, cause::CRASH), 9).0, Decision::Stale);
 }
 
 #[test]
@@ -142,7 +194,10 @@ fn policy_nodes_are_checked() {
     for (k, v) in [("on-failure", "stop"), ("back-off-ms", "5"), ("max-restarts", "4000000000"), ("window-ms", "7")] {
         p.set(k, v).unwrap();
     }
-    assert_eq!(p, Policy { restart: false, back_off_ns: 5 * MS, max_restarts: MAX_RESTARTS, window_ns: 7 * MS });
+    assert_eq!(
+        p,
+        Policy { on_failure: OnFailure::Stop, back_off_ns: 5 * MS, max_restarts: MAX_RESTARTS, window_ns: 7 * MS }
+    );
     assert_eq!(p.set("on-failure", "explode"), Err(PolicyError::BadValue));
     assert_eq!(p.set("window-ms", "-1"), Err(PolicyError::BadValue));
     assert_eq!(p.set("window", "1"), Err(PolicyError::UnknownKey));

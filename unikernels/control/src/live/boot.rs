@@ -1,5 +1,6 @@
 //! The start: the initial xenstore from the configuration, then every domain the hypervisor knows.
 
+use super::guests::seeds;
 use super::later::Later;
 use super::link::Link;
 use super::socket::Socket;
@@ -13,8 +14,7 @@ use alloc::vec::Vec;
 use control::history::History;
 use control::report::{Kind, name_text};
 use control::store::{Quota, Store};
-use control::supervisor::{Policy, Supervisor};
-use libxenrt::config::config;
+use control::supervisor::{Policy, Standing, Supervisor};
 use libxenrt::event::Event;
 use libxenrt::{DomId, Errno, clock, hypercall, log};
 use xenstore::{Path, Perms};
@@ -27,10 +27,8 @@ const DOMIDS: u16 = 1024;
 /// # Errors
 /// What keeps it from starting, for people.
 pub fn boot() -> Result<Control, String> {
-    let mut store = Store::new(Quota::default());
-    load(&mut store, config().text())?;
     let mut control = Control {
-        store,
+        store: Store::new(Quota::default()),
         supervisor: Supervisor::default(),
         history: History::default(),
         links: Vec::new(),
@@ -45,7 +43,8 @@ pub fn boot() -> Result<Control, String> {
     // Bound before anything is attached, so that no death goes unheard.
     let dom_exc = Event::bind_virq(evtchn::VIRQ_DOM_EXC).map_err(|e| format!("VIRQ_DOM_EXC refused: {e}"))?;
     control.dom_exc = Some(dom_exc);
-    for link in &mut control.links {
+    let there = |l: &&mut Link| control.supervisor.get(l.domid).is_some_and(|s| s.standing != Standing::Absent);
+    for link in control.links.iter_mut().filter(there) {
         if let Err(e) = link.attach(&mut control.store) {
             log::warn!("{}: no store: {e}", link.name);
         }
@@ -59,21 +58,6 @@ pub fn boot() -> Result<Control, String> {
     Ok(control)
 }
 
-/// Sets every `path TAB permissions TAB value` line of the configuration.
-fn load(store: &mut Store, text: &str) -> Result<(), String> {
-    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.is_empty()) {
-        let bad = |what: &str| format!("initial xenstore, line {}: {what}", i + 1);
-        let mut fields = line.splitn(3, '\t');
-        let (Some(path), Some(perms), Some(value)) = (fields.next(), fields.next(), fields.next()) else {
-            return Err(bad("expected path, permissions and value"));
-        };
-        let path = Path::absolute(path).map_err(|e| bad(&format!("{e}")))?;
-        let perms = Perms::parse(perms.as_bytes(), b',').map_err(|e| bad(&format!("{e:?}")))?;
-        store.preset(&path, perms, value.as_bytes()).map_err(|e| bad(e.name()))?;
-    }
-    Ok(())
-}
-
 /// What the hypervisor says about a domain.
 pub fn dom_info(domid: DomId) -> Result<DomInfo, Errno> {
     let mut info = DomInfo { domid, ..DomInfo::default() };
@@ -81,7 +65,9 @@ pub fn dom_info(domid: DomId) -> Result<DomInfo, Errno> {
 }
 
 impl Control {
+    /// Plants the initial xenstore, but for what guests that are not there find when they are created, and adds all domains.
     fn find_domains(&mut self) -> Result<(), String> {
+        let mut infos = Vec::new();
         let mut machine = Info::default();
         hypercall::info(&mut machine).map_err(|e| format!("the hypervisor tells nothing: {e}"))?;
         if machine.version != abi::xenolith::ABI_VERSION {
@@ -95,14 +81,17 @@ impl Control {
             match dom_info(domid) {
                 Ok(info) => {
                     left -= 1;
-                    if domid != DomId::CONTROL && info.state != state::DESTROYED {
-                        self.add_domain(&info);
+                    if domid != DomId::CONTROL {
+                        infos.push(info);
                     }
                 }
                 Err(Errno::ESRCH) => {}
                 Err(e) => return Err(format!("DOM_INFO of domain {domid}: {e}")),
             }
         }
+        let absent = |domid| infos.iter().any(|info| info.domid == domid && info.state == state::DESTROYED);
+        seeds().plant(&mut self.store, absent)?;
+        infos.iter().for_each(|info| self.add_domain(info));
         Ok(())
     }
 
@@ -110,13 +99,16 @@ impl Control {
         let domid = info.domid;
         let name = name_text(&info.name);
         let policy = self.policy(domid, &name);
-        // The supervisor measures running time from here; a death before this moment is in the queue and must not look stale.
-        self.supervisor.add(domid, policy, 0);
-        self.store.introduce(domid);
-        self.ensure(&format!("/local/domain/{domid}"), &format!("n0,r{domid}"));
-        self.ensure(&format!("/local/domain/{domid}/control/serving"), &format!("n{domid}"));
+        if info.state == state::DESTROYED {
+            self.supervisor.add_absent(domid, policy);
+        } else {
+            // The supervisor measures running time from here; a death before this moment is in the queue and must not look stale.
+            self.supervisor.add(domid, policy, 0);
+            self.store.introduce(domid);
+            self.lay_out(domid);
+        }
         let kind = self.read(&format!("/xenolith/domain/{domid}/kind"));
-        let console = self.read(&format!("/local/domain/{domid}/console")).is_some();
+        let console = seeds().has(&format!("/local/domain/{domid}/console"));
         self.links.push(Link::new(domid, name, kind.map_or(Kind::Guest, |k| Kind::parse(&k)), console));
         log::debug!("domain {domid} found at {} us", clock::now().as_micros());
     }
@@ -135,7 +127,7 @@ impl Control {
     }
 
     /// Makes a node of the layout that the initial tree lacks.
-    fn ensure(&mut self, path: &str, perms: &str) {
+    pub(super) fn ensure(&mut self, path: &str, perms: &str) {
         if self.read(path).is_some() {
             return;
         }

@@ -46,7 +46,9 @@ impl Control {
             Command::Input { dom, text } => self.input(id, dom, text),
             Command::Restart { dom } => self.order_restart(id, dom),
             Command::Crash { dom, crash } => self.crash(id, dom, *crash),
-            Command::Shutdown { dom } => self.shutdown(id, dom),
+            Command::Create { dom } => self.create_or_destroy(id, dom, true),
+            Command::Destroy { dom } => self.create_or_destroy(id, dom, false),
+            Command::Shutdown { dom, reboot } => self.shutdown(id, dom, *reboot),
             Command::Kill { dom } => self.kill(id, dom),
             Command::Pause { dom, on } => self.pause(id, dom, *on),
             Command::History { max } => Ok(protocol::ok(id, |o| {
@@ -184,7 +186,10 @@ impl Control {
     fn console(&mut self, id: &str, target: &Target, on: bool, seq: u64) -> Reply {
         let (domid, name) = self.target(target)?;
         if let Some(socket) = &mut self.socket {
-            socket.follow = on.then(|| Follow { domid, name: name.clone(), seq, next: clock::now() });
+            socket.follow.retain(|follow| follow.domid != domid);
+            if on {
+                socket.follow.push(Follow { domid, name: name.clone(), seq, next: clock::now() });
+            }
         }
         Ok(protocol::ok(id, |o| {
             o.text("dom", &name).flag("following", on);
@@ -206,6 +211,7 @@ impl Control {
 
     fn order_restart(&mut self, id: &str, target: &Target) -> Reply {
         let (domid, name) = self.victim(target)?;
+        self.must_be_there(domid, &name, "restart")?;
         let (outage_us, phases) = self.restart_by_order(domid).map_err(|e| format!("restart of {name}: {e}"))?;
         let restarts = dom_info(domid).map_or(0, |info| info.restarts);
         Ok(protocol::ok(id, |o| {
@@ -216,21 +222,54 @@ impl Control {
 
     fn crash(&mut self, id: &str, target: &Target, crash: Crash) -> Reply {
         let (domid, name) = self.victim(target)?;
-        if let Some(why) = self.supervisor.get(domid).map(|s| &s.why).filter(|why| !why.is_empty()) {
-            return Err(format!("{name} is not running: {why}"));
-        }
+        self.must_run(domid, &name, "crash")?;
         self.order_crash(domid, crash).map_err(|e| format!("crash of {name}: {e}"))?;
         Ok(protocol::ok(id, |o| {
             o.text("dom", &name).text("how", crash.kind).number("count", crash.count);
         }))
     }
 
-    fn shutdown(&mut self, id: &str, target: &Target) -> Reply {
+    /// Creates or destroys a guest.
+    fn create_or_destroy(&mut self, id: &str, target: &Target, create: bool) -> Reply {
         let (domid, name) = self.victim(target)?;
-        self.order_shutdown(domid).map_err(|e| format!("shutdown of {name}: {e}"))?;
+        if !self.lives_anew(domid) {
+            let what = if create { "created" } else { "destroyed" };
+            return Err(format!(
+                "{name} is a driver domain, which guests depend on: it is made with the machine and not {what}; restart begins it anew, kill stops it"
+            ));
+        }
+        if create {
+            self.create(domid)?
+        } else {
+            self.destroy(domid)?
+        }
+        self.state_reply(id, domid, &name)
+    }
+
+    fn shutdown(&mut self, id: &str, target: &Target, reboot: bool) -> Reply {
+        let (domid, name) = self.victim(target)?;
+        let what = if reboot { "reboot" } else { "shutdown" };
+        self.must_run(domid, &name, what)?;
+        self.order_shutdown(domid, reboot).map_err(|e| format!("{what} of {name}: {e}"))?;
         Ok(protocol::ok(id, |o| {
             o.text("dom", &name);
         }))
+    }
+
+    /// Only what has memory can be stopped or begun anew.
+    fn must_be_there(&self, domid: DomId, name: &str, what: &str) -> Result<(), String> {
+        if self.state_of(domid)? == state::DESTROYED {
+            return Err(format!("{what}: {name} is not there: {}; make it: create {name}", self.why(domid)));
+        }
+        Ok(())
+    }
+
+    /// A domain that is to do something by itself has to run.
+    fn must_run(&self, domid: DomId, name: &str, what: &str) -> Result<(), String> {
+        match self.why(domid) {
+            why if why.is_empty() => Ok(()),
+            why => Err(format!("{what}: {name} is not running: {why}")),
+        }
     }
 
     fn dom_op(
@@ -256,21 +295,20 @@ impl Control {
     fn kill(&mut self, id: &str, target: &Target) -> Reply {
         let (domid, name) = self.victim(target)?;
         self.drain_events();
-        self.supervisor.order_kill(domid, true);
-        if let Err(what) = self.dom_op(domid, &name, "kill", hypercall::dom_kill) {
-            self.supervisor.order_kill(domid, false);
-            return Err(what);
-        }
-        self.drain_events();
+        self.must_be_there(domid, &name, "kill")?;
+        self.stop_for_good(domid).map_err(|e| format!("kill of {name}: {e}"))?;
         self.state_reply(id, domid, &name)
     }
 
     fn pause(&mut self, id: &str, target: &Target, on: bool) -> Reply {
         let (domid, name) = self.victim(target)?;
         if on {
+            self.must_run(domid, &name, "pause")?;
             self.dom_op(domid, &name, "pause", hypercall::dom_pause)?;
-        } else {
+        } else if self.state_of(domid)? == state::PAUSED {
             self.dom_op(domid, &name, "unpause", hypercall::dom_unpause)?;
+        } else {
+            return Err(format!("unpause: {name} is not paused"));
         }
         self.supervisor.on_paused(domid, on, clock::now().as_ns());
         self.state_reply(id, domid, &name)

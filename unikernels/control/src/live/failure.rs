@@ -2,7 +2,7 @@
 //! events for the socket, logs and status nodes come after, and the latter only when nothing else waits.
 
 use super::Control;
-use abi::xenolith::{DomOp, Event, cause};
+use abi::xenolith::{Event, cause};
 use alloc::format;
 use alloc::string::String;
 use control::history::{Action, Death, Phases, bounded, detail};
@@ -13,9 +13,9 @@ use xenstore::Path;
 
 /// A restart that was done.
 #[derive(Clone, Copy)]
-struct Restarted {
-    phases: Phases,
-    entered: Instant,
+pub struct Restarted {
+    pub phases: Phases,
+    pub entered: Instant,
 }
 
 impl Restarted {
@@ -60,25 +60,11 @@ impl Control {
         self.after_death(event, &decision, ordered, restart.and_then(Result::ok));
     }
 
-    /// DOM_RESTART and the store ring. Nothing else may come between a failure and this.
-    fn restart(&mut self, domid: DomId) -> Result<Restarted, Errno> {
-        let mut op = DomOp { domid, ..DomOp::default() };
-        let began = clock::now();
-        hypercall::dom_restart(&mut op)?;
-        let entered = clock::now();
-        self.keep_quiet(entered);
-        self.supervisor.on_restarted(domid, began.as_ns());
-        // An order for the instance that is gone must not kill the new one.
-        self.forget_order(domid);
-        self.attach(domid);
-        Ok(Restarted { phases: Phases::from(&op), entered })
-    }
-
     fn restart_failed(&mut self, domid: DomId, e: Errno) -> Decision {
         self.supervisor.on_restart_failed(domid, e.name(), clock::now().as_ns())
     }
 
-    fn attach(&mut self, domid: DomId) {
+    pub fn attach(&mut self, domid: DomId) {
         if let Some(link) = self.links.iter_mut().find(|l| l.domid == domid) {
             if let Err(e) = link.attach(&mut self.store) {
                 log::warn!("{}: no store: {e}", link.name);
@@ -105,6 +91,7 @@ impl Control {
             Decision::BackOff { .. } => Action::BackOff,
             Decision::GiveUp { .. } => Action::GaveUp,
             Decision::Leave => Action::Left,
+            Decision::Destroy => Action::Destroyed,
         };
         let (outage_us, phases) = (restarted.map(|r| r.outage_us(event.time_ns)), restarted.map(|r| r.phases));
         let death = Death {
@@ -123,7 +110,7 @@ impl Control {
         let end = outage_us.map_or_else(|| String::from(action.name()), |us| format!("restarted {us} us after"));
         let what = if detail.is_empty() { String::from(*cause) } else { format!("{cause}: {detail}") };
         self.note(match *decision {
-            Decision::Leave => format!("{name} stopped ({what})"),
+            Decision::Leave | Decision::Destroy => format!("{name} stopped ({what})"),
             _ => format!("{name} died ({what}), {end}"),
         });
         self.tell("died", |o| {
@@ -142,7 +129,7 @@ impl Control {
                     o.number("id", domid.0).text("dom", &death.name).number("failures", *failures).text("why", &why);
                 });
             }
-            Decision::Leave | Decision::Stale => self.tell("stopped", |o| {
+            Decision::Leave | Decision::Destroy | Decision::Stale => self.tell("stopped", |o| {
                 o.number("id", domid.0).text("dom", &death.name).text("cause", death.cause);
             }),
         }
@@ -153,6 +140,11 @@ impl Control {
         {
             link.detach(&mut self.store);
             self.store.release(domid);
+        }
+        if *decision == Decision::Destroy
+            && let Err(e) = self.take_down(domid, &format!("destroyed by its policy after {what}"))
+        {
+            log::error!("{e}");
         }
     }
 
@@ -231,7 +223,7 @@ impl Control {
         self.history_dirty = true;
     }
 
-    fn forget_order(&mut self, domid: DomId) {
+    pub fn forget_order(&mut self, domid: DomId) {
         if let Ok(path) = Path::absolute(&format!("/local/domain/{domid}/control/crash")) {
             let _ = self.store.run(DomId::CONTROL, |v| v.rm(&path));
         }

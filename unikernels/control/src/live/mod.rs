@@ -3,6 +3,7 @@
 mod boot;
 mod commands;
 mod failure;
+mod guests;
 mod later;
 mod link;
 mod orders;

@@ -12,6 +12,7 @@ use xenstore::{Path, Perms, XsError};
 const REQUESTS: &str = "/xenolith/request";
 const TOKEN_REQUEST: &str = "request";
 const TOKEN_SERVING: &str = "serving";
+const TOKEN_SHUTDOWN: &str = "shutdown";
 /// Events looked at in one round.
 const EVENTS: usize = 64;
 
@@ -24,10 +25,21 @@ pub fn watch(control: &mut Control) -> Result<(), String> {
     let store = &mut control.store;
     store.watch(DomId::CONTROL, REQUESTS.as_bytes(), TOKEN_REQUEST.as_bytes()).map_err(failed)?;
     for link in &control.links {
-        let path = format!("/local/domain/{}/control/serving", link.domid);
-        store.watch(DomId::CONTROL, path.as_bytes(), TOKEN_SERVING.as_bytes()).map_err(failed)?;
+        for (path, token) in [(serving_path(link.domid), TOKEN_SERVING), (shutdown_path(link.domid), TOKEN_SHUTDOWN)] {
+            store.watch(DomId::CONTROL, path.as_bytes(), token.as_bytes()).map_err(failed)?;
+        }
     }
     Ok(())
+}
+
+/// Where a domain says that it serves.
+pub fn serving_path(domid: DomId) -> String {
+    format!("/local/domain/{domid}/control/serving")
+}
+
+/// Where a domain is asked to end or to reboot.
+fn shutdown_path(domid: DomId) -> String {
+    format!("/local/domain/{domid}/control/shutdown")
 }
 
 /// The number in `PREFIX N SUFFIX`.
@@ -44,6 +56,13 @@ impl Control {
                 TOKEN_SERVING => {
                     if let Some(domid) = domid_in(&event.path, "/local/domain/", "/control/serving") {
                         self.serving(domid, &event.path);
+                    }
+                }
+                TOKEN_SHUTDOWN => {
+                    if let Some(domid) = domid_in(&event.path, "/local/domain/", "/control/shutdown")
+                        && self.read(&event.path).is_none_or(|value| value.is_empty())
+                    {
+                        self.supervisor.on_acknowledged(domid);
                     }
                 }
                 // Where the queue overflowed, the event names the directory: look at all of it.
@@ -97,12 +116,15 @@ impl Control {
         Ok(())
     }
 
-    /// Asks a domain to end itself, as a toolstack does (xenstore-paths: `control/shutdown`).
-    pub fn order_shutdown(&mut self, domid: DomId) -> Result<(), XsError> {
-        let path = format!("/local/domain/{domid}/control/shutdown");
-        let path = Path::absolute(&path).map_err(|_| XsError::Inval)?;
+    /// Writes what a domain is asked to do.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn write_order(&mut self, domid: DomId, reboot: bool) -> Result<(), XsError> {
+        let path = Path::absolute(&shutdown_path(domid)).map_err(|_| XsError::Inval)?;
         // The domain owns the node, so that it can acknowledge by emptying it.
-        self.store.preset(&path, Perms::owned_by(domid), b"poweroff")
+        let what: &[u8] = if reboot { b"reboot" } else { b"poweroff" };
+        self.store.preset(&path, Perms::owned_by(domid), what)
     }
 
     /// A restarted domain serves again.

@@ -3,6 +3,7 @@
 use super::{Control, FOLLOW};
 use alloc::collections::VecDeque;
 use alloc::string::String;
+use alloc::vec::Vec;
 use control::json::Object;
 use control::protocol::{self, Line, Lines, REPLY_MAX, TEXT_MAX};
 use control::uart::{NoUart, Registers, Uart};
@@ -61,7 +62,8 @@ pub struct Socket {
     lines: Lines,
     waiting: VecDeque<Line>,
     pub subscribed: bool,
-    pub follow: Option<Follow>,
+    /// At most one for each domain.
+    pub follow: Vec<Follow>,
     /// The machine ends with this code once the last reply is out, or at the time.
     pub poweroff: Option<(u64, Instant)>,
     /// The chip wants another look at once.
@@ -82,7 +84,7 @@ impl Socket {
             lines: Lines::default(),
             waiting: VecDeque::new(),
             subscribed: false,
-            follow: None,
+            follow: Vec::new(),
             poweroff: None,
             again: true,
         })
@@ -94,9 +96,8 @@ impl Socket {
 
     /// When it wants attention without an interrupt.
     pub fn deadline(&self) -> Option<Instant> {
-        let follow = self.follow.as_ref().map(|f| f.next);
         let off = self.poweroff.map(|(_, at)| at);
-        follow.into_iter().chain(off).min()
+        self.follow.iter().map(|f| f.next).chain(off).min()
     }
 
     /// Looks at the chip in the next round although no interrupt came.
@@ -191,27 +192,36 @@ impl Control {
     fn follow_console(&mut self) {
         let Self { socket: Some(socket), links, .. } = self else { return };
         let now = clock::now();
-        let Some(follow) = socket.follow.as_mut().filter(|f| f.next <= now) else { return };
-        follow.next = now + FOLLOW;
-        let mut buffer = alloc::vec![0; TEXT_MAX as usize];
-        // Six bytes of JSON for one of text at worst.
-        if !socket.uart.has_room(buffer.len() * 6) {
-            return;
-        }
-        match super::link::console_bytes(links, follow.domid, follow.seq, &mut buffer) {
-            Ok((_, 0)) => {}
-            Ok((first, len)) => {
-                let text = String::from_utf8_lossy(buffer.get(..len).unwrap_or_default());
-                follow.seq = first.saturating_add(len as u64);
-                let line = protocol::event("console", |o| {
-                    o.number("id", follow.domid.0).text("dom", &follow.name).number("seq", first).text("text", &text);
-                });
-                socket.send(&line);
+        let mut buffer = Vec::new();
+        let Socket { follow, uart, again, .. } = socket;
+        follow.retain_mut(|follow| {
+            if follow.next > now {
+                return true;
             }
-            Err(e) => {
-                log::warn!("console of {}: {e}", follow.name);
-                socket.follow = None;
+            follow.next = now + FOLLOW;
+            buffer.resize(TEXT_MAX as usize, 0);
+            // Six bytes of JSON for one of text at worst.
+            if !uart.has_room(buffer.len() * 6) {
+                return true;
             }
-        }
+            match super::link::console_bytes(links, follow.domid, follow.seq, &mut buffer) {
+                Ok((_, 0)) => {}
+                Ok((first, len)) => {
+                    let text = String::from_utf8_lossy(buffer.get(..len).unwrap_or_default());
+                    follow.seq = first.saturating_add(len as u64);
+                    let line = protocol::event("console", |o| {
+                        o.number("id", follow.domid.0).text("dom", &follow.name).number("seq", first);
+                        o.number("next", follow.seq).text("text", &text);
+                    });
+                    uart.send(line.as_bytes());
+                    *again = true;
+                }
+                Err(e) => {
+                    log::warn!("console of {}: {e}", follow.name);
+                    return false;
+                }
+            }
+            true
+        });
     }
 }

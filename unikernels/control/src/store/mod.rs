@@ -74,6 +74,12 @@ impl Store {
         self.fire_special(RELEASE_DOMAIN);
     }
 
+    /// A domain is gone: until it is introduced again it has no session.
+    pub fn withdraw(&mut self, domid: DomId) {
+        self.sessions.remove(&domid);
+        self.fire_special(RELEASE_DOMAIN);
+    }
+
     /// Whether the domain has a session.
     #[must_use]
     pub fn is_introduced(&self, domid: DomId) -> bool {
