@@ -1,14 +1,18 @@
 //! `cargo xtask ctl`: speaks to the control domain of the machine that runs, in tables for people or JSON for programs.
+//!
+//! [`lives`] waits for what guests are asked to do.
+mod lives;
 
+use crate::machine::attach;
 use crate::machine::control::Control;
 use crate::machine::crash::KINDS;
 use crate::machine::protocol::{AllStats, Death, Domain};
-use crate::terminal::{Terminal, until_detach};
+use crate::terminal::Terminal;
+use crate::units::Span;
 use crate::{machine, table};
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use serde_json::{Value, json};
-use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -56,8 +60,27 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         count: u32,
     },
-    /// Ask a domain to end itself
+    /// Create a guest of the system's manifest that is not there, or whose life is over
+    Create {
+        /// Domain
+        domain: String,
+    },
+    /// Ask a domain to switch itself off, and wait until it has
     Shutdown {
+        /// Domain
+        domain: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Ask a domain to reboot, and wait until it has begun anew
+    Reboot {
+        /// Domain
+        domain: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// End a guest, whatever it does, and take its memory; `create` begins it anew
+    Destroy {
         /// Domain
         domain: String,
     },
@@ -96,6 +119,17 @@ enum Command {
     },
 }
 
+/// How long to wait for a domain.
+#[derive(clap::Args)]
+struct Wait {
+    /// Give up waiting after this time; the domain may still follow
+    #[arg(long, default_value = "60s", value_parser = str::parse::<Span>)]
+    timeout: Span,
+    /// Give the order and do not wait
+    #[arg(long)]
+    no_wait: bool,
+}
+
 /// The command.
 ///
 /// # Errors
@@ -108,19 +142,29 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     })?;
     let control = Control::start(stream)?;
     let request = request(&args.command)?;
-    if let Command::Console { .. } = args.command {
-        return follow(&control, &request, args.json);
+    if let Command::Console { domain } = &args.command {
+        return follow(&control, domain, args.json);
     }
     if let (Command::Log { domain }, false) = (&args.command, args.json) {
         return log(&control, domain);
     }
-    let ok = control.request(&request)?;
+    let ok = match &args.command {
+        Command::Shutdown { domain, wait } => lives::shutdown(&control, domain, false, wait.patience())?,
+        Command::Reboot { domain, wait } => lives::shutdown(&control, domain, true, wait.patience())?,
+        _ => control.request(&request)?,
+    };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&ok)?);
         return Ok(ExitCode::SUCCESS);
     }
     print!("{}", describe(&args.command, ok)?);
     Ok(ExitCode::SUCCESS)
+}
+
+impl Wait {
+    fn patience(&self) -> Option<Duration> {
+        (!self.no_wait).then_some(self.timeout.0)
+    }
 }
 
 fn request(command: &Command) -> Result<Value> {
@@ -131,7 +175,10 @@ fn request(command: &Command) -> Result<Value> {
         Command::Console { domain } => json!({ "cmd": "console", "dom": domain }),
         Command::Restart { domain } => json!({ "cmd": "restart", "dom": domain }),
         Command::Crash { domain, how, count } => json!({ "cmd": "crash", "dom": domain, "how": how, "count": count }),
-        Command::Shutdown { domain } => json!({ "cmd": "shutdown", "dom": domain }),
+        Command::Create { domain } => json!({ "cmd": "create", "dom": domain }),
+        Command::Destroy { domain } => json!({ "cmd": "destroy", "dom": domain }),
+        Command::Shutdown { domain, .. } => json!({ "cmd": "shutdown", "dom": domain }),
+        Command::Reboot { domain, .. } => json!({ "cmd": "reboot", "dom": domain }),
         Command::Kill { domain } => json!({ "cmd": "kill", "dom": domain }),
         Command::Pause { domain } => json!({ "cmd": "pause", "dom": domain }),
         Command::Unpause { domain } => json!({ "cmd": "unpause", "dom": domain }),
@@ -164,6 +211,16 @@ fn describe(command: &Command, ok: Value) -> Result<String> {
             format!("{domain} restarted (number {}), stopped for {}\n", ok["restarts"], ms(ok["outage_us"].as_u64()))
         }
         Command::Crash { domain, how, .. } => format!("{domain} was told to crash by {how}\n"),
+        Command::Create { domain } => format!("{domain} created; its console: cargo xtask ctl console {domain}\n"),
+        Command::Destroy { domain } => format!("{domain} destroyed; its memory is free\n"),
+        Command::Pause { domain } => format!("{domain} paused; let it go on: cargo xtask ctl unpause {domain}\n"),
+        Command::Unpause { domain } => format!("{domain} runs again\n"),
+        Command::Kill { domain } => format!("{domain} killed\n"),
+        Command::Shutdown { domain, wait } | Command::Reboot { domain, wait } if wait.no_wait => {
+            format!("{domain} was asked\n")
+        }
+        Command::Shutdown { domain, .. } => format!("{domain} has switched itself off\n"),
+        Command::Reboot { domain, .. } => format!("{domain} has begun anew (restart number {})\n", ok["restarts"]),
         _ => format!("{}\n", serde_json::to_string_pretty(&ok)?),
     })
 }
@@ -186,7 +243,11 @@ fn list(domains: &[Domain]) -> String {
         .iter()
         .map(|d| {
             let text = |t: &Option<String>| t.clone().unwrap_or_default();
-            let why = if d.state == "running" { text(&d.last_detail) } else { text(&d.why) };
+            let why = match &d.order {
+                Some(order) => order.told(),
+                None if d.state == "running" => text(&d.last_detail),
+                None => text(&d.why),
+            };
             vec![
                 d.id.to_string(),
                 d.name.clone(),
@@ -339,46 +400,29 @@ fn log(control: &Control, domain: &str) -> Result<ExitCode> {
     }
 }
 
-fn follow(control: &Control, request: &Value, json: bool) -> Result<ExitCode> {
-    control.request(request)?;
-    let terminal = if json { None } else { Terminal::raw() };
-    if terminal.is_some() {
-        eprint!("attached to {}; Ctrl-] detaches\r\n", request["dom"].as_str().unwrap_or_default());
-    }
-    let mut refused = false;
-    let mut seen = 0;
-    while !crate::signals::stop() {
-        if let Some(terminal) = &terminal {
-            let typed = terminal.typed(Duration::from_millis(10));
-            let (typed, detach) = until_detach(&typed);
-            if !typed.is_empty() && !refused {
-                let text = String::from_utf8_lossy(typed);
-                let input = json!({ "cmd": "input", "dom": request["dom"], "text": text });
-                if let Err(error) = control.request(&input) {
-                    // Said once: a domain without a console of this kind can still be read.
-                    eprint!("{error:#}\r\n");
-                    refused = true;
+fn follow(control: &Control, domain: &str, json: bool) -> Result<ExitCode> {
+    if json {
+        let following = control.follow_console(domain, 0)?;
+        let mut seen = 0;
+        while !crate::signals::stop() && !control.closed() {
+            if let Some((_, event)) = control.event(seen, Duration::from_millis(200), |_| true) {
+                seen += 1;
+                if event["dom"] == following.domain() {
+                    println!("{event}");
                 }
             }
-            if detach {
-                eprint!("\r\ndetached\r\n");
-                break;
-            }
         }
-        let patience = Duration::from_millis(if terminal.is_some() { 10 } else { 200 });
-        let Some((_, event)) = control.event(seen, patience, |_| true) else {
-            if control.closed() {
-                break;
-            }
-            continue;
-        };
-        seen += 1;
-        if json {
-            println!("{event}");
-        } else if event["event"] == "console" {
-            print!("{}", event["text"].as_str().unwrap_or_default());
-            std::io::stdout().flush()?;
-        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let terminal = Terminal::raw();
+    if terminal.is_some() {
+        eprint!("console of {domain}; Ctrl-] leaves it, everything else goes to the guest\r\n");
+    }
+    // So that it is told when the guest stops or begins anew.
+    control.ask("subscribe")?;
+    let end = attach::attach(control, domain, terminal.as_ref(), &mut 0, false)?;
+    if end == attach::End::Detached {
+        eprint!("\r\nleft the console of {domain}\r\n");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -163,6 +163,7 @@ fn open(system: &System, disk: &disk::Disk, number: usize, folder: &Path) -> Res
         (None, Some(path)) => (path.clone(), existing(system, disk, number, path)?),
         (None, None) => bail!("it has neither an image nor a size"),
     };
+    raw(&file).with_context(|| path.display().to_string())?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
         anyhow!("{} is in use by another run (or stands in this system twice); end that one first", path.display())
     })?;
@@ -177,6 +178,29 @@ fn open(system: &System, disk: &disk::Disk, number: usize, folder: &Path) -> Res
         gpt::lay(disk, &file, len)?;
     }
     Ok(Drive { path, file: Arc::new(file), len, server: None })
+}
+
+/// Refuses what is another format's file: its bytes are not the disk's.
+fn raw(file: &File) -> Result<()> {
+    use std::os::unix::fs::FileExt;
+    let mut magic = [0; 8];
+    let len = file.read_at(&mut magic, 0).context("cannot be read")?;
+    let formats: [(&[u8], &str); 5] =
+        [(b"QFI\xfb", "qcow2"), (b"KDMV", "vmdk"), (b"vhdxfile", "vhdx"), (b"conectix", "vpc"), (b"QED\0", "qed")];
+    if let Some((_, name)) = formats.iter().find(|(start, _)| magic[..len].starts_with(start)) {
+        bail!("it is a {name} image, and a raw one is needed: qemu-img convert -O raw FILE FILE.raw");
+    }
+    Ok(())
+}
+
+/// What to do about an image that may not be written.
+const fn remedy(disk: &disk::Disk) -> &'static str {
+    match disk.model {
+        disk::Model::Virtio => "give the disk read-only = true or mend its rights",
+        disk::Model::Ahci => {
+            "an AHCI drive has to be writable although a guest only reads: mend its rights (chmod u+w) or copy it"
+        }
+    }
 }
 
 /// Opens an image that has to be there, for writing if any vbd may write.
@@ -197,11 +221,11 @@ fn existing(system: &System, disk: &disk::Disk, number: usize, path: &Path) -> R
             .collect();
         let for_whom =
             if writers.is_empty() { String::new() } else { format!(", which {} writes", writers.join(", ")) };
-        anyhow!("cannot open {}{for_whom}: {error}; give the disk read-only = true or mend its rights", path.display())
+        anyhow!("cannot open {}{for_whom}: {error}; {}", path.display(), remedy(disk))
     })?;
     // QEMU opens it again by itself and says so less well.
     if !disk.read_only {
-        ensure!(!kind.permissions().readonly(), "{} is not writable; give the disk read-only = true", path.display());
+        ensure!(!kind.permissions().readonly(), "{} is not writable; {}", path.display(), remedy(disk));
     }
     Ok(file)
 }

@@ -39,18 +39,20 @@ pub struct Guest {
     pub mac: EthernetAddress,
     /// The address DHCP gives it.
     pub ip: Ipv4Address,
+    /// It is there from the beginning; else it may be created later.
+    pub starts: bool,
 }
 
 impl Guest {
     /// The guests of a system in the order of their domains, with addresses from 10.0.2.16 on.
     pub fn of(system: &crate::manifest::System) -> Vec<Self> {
-        system
-            .vifs()
-            .zip(16..)
-            .map(|((name, vif), last)| Self {
-                name: name.to_string(),
+        let vifs = system.domains.iter().flat_map(|domain| domain.vifs.iter().map(move |vif| (domain, vif)));
+        vifs.zip(16..)
+            .map(|((domain, vif), last)| Self {
+                name: domain.name.clone(),
                 mac: EthernetAddress(vif.mac.0),
                 ip: Ipv4Address::new(10, 0, 2, last),
+                starts: domain.start,
             })
             .collect()
     }

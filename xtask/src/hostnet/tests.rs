@@ -65,7 +65,7 @@ fn a_guest_gets_an_address_is_probed_and_reached_and_an_outage_is_seen() {
     std::fs::create_dir_all(&folder).unwrap();
     let door = folder.join("net");
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let web = Guest { name: "web".into(), mac: MAC, ip: Ipv4Address::new(10, 0, 2, 16) };
+    let web = Guest { name: "web".into(), mac: MAC, ip: Ipv4Address::new(10, 0, 2, 16), starts: true };
     let mut host = Host::start(std::slice::from_ref(&door), vec![(web, Some(listener))]).unwrap();
     let (deaf, stop) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| {

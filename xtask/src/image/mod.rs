@@ -6,7 +6,7 @@ mod bundle;
 pub mod elf;
 pub mod kernel;
 
-use crate::manifest::{self, System, image::Image};
+use crate::manifest::{self, System, check, image::Image};
 use crate::units::kib;
 use crate::{cargo, linux, paths, table};
 use anyhow::{Context, Result};
@@ -140,6 +140,7 @@ pub fn pack(system: &System, name: &str) -> Result<Built> {
         }
     }
     let bytes = bundle::compose(system, &parts)?;
+    check::bundle(system, bytes.len() as u64)?;
     let stem = std::path::Path::new(name).file_stem().map_or("system".into(), |s| s.to_string_lossy());
     std::fs::create_dir_all(paths::output()).with_context(|| format!("cannot create {}", paths::output().display()))?;
     let bundle = paths::output().join(format!("{stem}.bundle"));

@@ -6,6 +6,13 @@
 /bin/busybox mount -t devtmpfs devtmpfs /dev
 /bin/busybox --install -s /bin
 export PATH=/sbin:/usr/sbin:/usr/bin:/bin HOME=/root TERM=linux
+# What the kernel runs when it is told from outside to switch off or to reboot, and what busybox' own applets ask of init by signal.
+for deed in poweroff reboot; do
+    printf '#!/bin/sh\nsync\numount -a -r 2>/dev/null\nexec /bin/busybox %s -f\n' $deed >/sbin/$deed
+    chmod 755 /sbin/$deed
+done
+trap /sbin/poweroff USR2
+trap /sbin/reboot TERM
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
@@ -50,5 +57,6 @@ fi
 
 console=$(sed 's/.* //' /sys/class/tty/console/active)
 while true; do
-    setsid sh -c "exec sh -l </dev/$console >/dev/$console 2>&1"
+    setsid sh -c "exec sh -l </dev/$console >/dev/$console 2>&1" &
+    wait $!
 done

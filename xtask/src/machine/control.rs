@@ -19,6 +19,8 @@ struct State {
     waiting: HashMap<String, Sender<Value>>,
     events: Vec<(Instant, Value)>,
     followers: Vec<Sender<Value>>,
+    /// How many of us look at each domain's console; control is told to follow it for the first and to end with the last.
+    consoles: HashMap<String, usize>,
     ended: bool,
 }
 
@@ -153,6 +155,11 @@ impl Control {
         lock(&self.0.state).events.iter().filter(|(_, event)| matches(event)).count()
     }
 
+    /// Of the last event for which `is` has an answer.
+    pub fn last_of<T>(&self, is: impl Fn(&Value) -> Option<T>) -> Option<T> {
+        lock(&self.0.state).events.iter().rev().find_map(|(_, event)| is(event))
+    }
+
     /// Waits for an event after number `from` that `matches`; none when the time is up or the line closed.
     pub fn event(&self, from: usize, patience: Duration, matches: impl Fn(&Value) -> bool) -> Option<(Instant, Value)> {
         let deadline = Instant::now() + patience;
@@ -168,6 +175,17 @@ impl Control {
             let left = deadline.checked_duration_since(Instant::now()).filter(|_| !state.ended)?;
             state = self.0.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Has control follow a domain's console from byte `from` on, until the value is dropped; console events come to all.
+    ///
+    /// # Errors
+    /// There is no such domain.
+    pub fn follow_console(&self, domain: &str, from: u64) -> Result<Following> {
+        let ok = self.request(&json!({ "cmd": "console", "dom": domain, "seq": from }))?;
+        let domain = ok["dom"].as_str().unwrap_or(domain).to_string();
+        *lock(&self.0.state).consoles.entry(domain.clone()).or_default() += 1;
+        Ok(Following { control: self.clone(), domain })
     }
 
     fn follow(&self, follower: Sender<Value>) {
@@ -195,7 +213,9 @@ impl Control {
         Ok(())
     }
 
+    /// Serves one client to its end; what it followed, it follows no more.
     fn attend(&self, client: &UnixStream) -> Option<()> {
+        let mut following: Vec<Following> = Vec::new();
         let writer = Arc::new(Mutex::new(client.try_clone().ok()?));
         let mut follows = false;
         for line in BufReader::new(client).lines() {
@@ -219,8 +239,9 @@ impl Control {
                             }
                         });
                     }
-                    let mut reply =
-                        self.forward(request).unwrap_or_else(|error| json!({ "error": format!("{error:#}") }));
+                    let mut reply = self
+                        .serve_one(request, &mut following)
+                        .unwrap_or_else(|e| json!({ "error": format!("{e:#}") }));
                     reply["id"] = id;
                     reply
                 }
@@ -230,6 +251,53 @@ impl Control {
             writeln!(lock(&writer), "{reply}").ok()?;
         }
         Some(())
+    }
+}
+
+impl Control {
+    /// A request of a client. Its consoles are counted, as others may look at the same.
+    fn serve_one(&self, request: serde_json::Map<String, Value>, following: &mut Vec<Following>) -> Result<Value> {
+        if request.get("cmd").and_then(Value::as_str) != Some("console") {
+            return self.forward(request);
+        }
+        if request.get("follow") == Some(&Value::Bool(false)) {
+            let ended = |f: &Following| request.get("dom").and_then(Value::as_str).is_none_or(|dom| f.domain == dom);
+            following.retain(|f| !ended(f));
+            return Ok(json!({ "ok": { "dom": request.get("dom"), "following": false } }));
+        }
+        let reply = self.forward(request)?;
+        if let Some(domain) = reply["ok"]["dom"].as_str().filter(|dom| following.iter().all(|f| f.domain != *dom)) {
+            *lock(&self.0.state).consoles.entry(domain.to_string()).or_default() += 1;
+            following.push(Following { control: self.clone(), domain: domain.to_string() });
+        }
+        Ok(reply)
+    }
+}
+
+/// A console that is followed.
+pub struct Following {
+    control: Control,
+    domain: String,
+}
+
+impl Following {
+    /// The domain's name.
+    pub fn domain(&self) -> &str {
+        &self.domain
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        let mut state = lock(&self.control.0.state);
+        let count = state.consoles.entry(self.domain.clone()).or_default();
+        *count = count.saturating_sub(1);
+        let last = *count == 0 && !state.ended;
+        drop(state);
+        if last {
+            // Where that fails, the line is gone and with it what was followed.
+            let _ = self.control.request(&json!({ "cmd": "console", "dom": self.domain, "follow": false }));
+        }
     }
 }
 

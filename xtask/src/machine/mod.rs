@@ -1,4 +1,5 @@
 //! A running machine: the emulator, its console, its control line and its wire, together and ended together.
+pub mod attach;
 pub mod bare;
 pub mod bare_linux;
 pub mod blkcheck;

@@ -30,6 +30,28 @@ pub struct Domain {
     /// Why it does not run.
     #[serde(default)]
     pub why: Option<String>,
+    /// What it was asked to do and has not done yet.
+    #[serde(default)]
+    pub order: Option<Order>,
+}
+
+/// What a guest was asked to do.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Order {
+    /// `poweroff` or `reboot`.
+    pub what: String,
+    /// System time.
+    pub since_us: u64,
+    /// It said that it heard.
+    pub acknowledged: bool,
+}
+
+impl Order {
+    /// For tables.
+    pub fn told(&self) -> String {
+        let heard = if self.acknowledged { "and has heard" } else { "but has not heard yet" };
+        format!("was asked at {:.1} s to {}, {heard}", self.since_us as f64 / 1e6, self.what)
+    }
 }
 
 /// SYSTEM.

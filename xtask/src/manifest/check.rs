@@ -1,6 +1,6 @@
 //! Contradictions in a system manifest, each told with the thing's name and what to do about it.
 
-use super::{Domain, Role, System, disk};
+use super::{Domain, OnFailure, Role, System, disk};
 use crate::units::Size;
 use anyhow::{Result, bail, ensure};
 use std::collections::BTreeMap;
@@ -11,6 +11,8 @@ pub const HYPERVISOR_RESERVE: u64 = 32 << 20;
 pub const MAX_DOMAIN_MEMORY: u64 = 1 << 30;
 /// Linux' RAM ends below the hole in front of 4 GiB, in which the local APIC stands.
 pub const MAX_LINUX_MEMORY: u64 = 3 << 30;
+/// Tried with so many.
+const MAX_LINUX_VCPUS: u32 = 4;
 /// `vcpu_info`s in a `shared_info` page.
 const MAX_VCPUS: u32 = 32;
 
@@ -103,6 +105,11 @@ fn domain(system: &System, domain: &Domain) -> Result<()> {
             "domain `{name}`: policy.max-restarts = {}; control remembers 1000 failures at most",
             policy.max_restarts
         );
+        ensure!(
+            policy.on_failure != OnFailure::Destroy || domain.role == Role::Guest,
+            "domain `{name}`: policy.on-failure = \"destroy\" is for guests; a {} is restarted or stopped",
+            domain.role
+        );
     }
     for target in &domain.may_crash {
         ensure!(
@@ -128,7 +135,8 @@ fn source(domain: &Domain) -> Result<()> {
         (Some(_), Some(_)) => bail!("domain `{name}` has both an image and [domain.linux]; remove one"),
         (None, None) => bail!("domain `{name}` has neither an image nor [domain.linux]; give it one"),
     }
-    ensure!(domain.vcpus <= MAX_VCPUS, "domain `{name}`: vcpus = {}; {MAX_VCPUS} are possible at most", domain.vcpus);
+    let most = if domain.linux.is_some() { MAX_LINUX_VCPUS } else { MAX_VCPUS };
+    ensure!(domain.vcpus <= most, "domain `{name}`: vcpus = {}; {most} are possible at most", domain.vcpus);
     ensure!(
         domain.start || domain.role == Role::Guest,
         "domain `{name}`: start = false is for guests; a {} is needed from the beginning",
@@ -231,6 +239,27 @@ fn memory(system: &System) -> Result<()> {
         domains >> 20,
         HYPERVISOR_RESERVE >> 20,
         system.machine.memory
+    );
+    Ok(())
+}
+
+/// Checks that the machine has room for the bundle beside what the domains get of it at the start.
+///
+/// # Errors
+/// It has not.
+pub fn bundle(system: &System, len: u64) -> Result<()> {
+    let domains: u64 = system.domains.iter().filter(|d| d.start).map(|d| d.memory.0).fold(0, u64::saturating_add);
+    // Page tables and what the hypervisor keeps of each domain: a sixteenth, as the hypervisor reckons itself.
+    let needed = domains.saturating_add(domains / 16).saturating_add(len).saturating_add(HYPERVISOR_RESERVE);
+    ensure!(
+        needed <= system.machine.memory.0,
+        "the machine's memory does not do: the domains get {} MiB of it at the start, their kernels, initrds and images stand in it \
+         with {} MiB, the hypervisor keeps {} MiB, but machine.memory is {}; give the machine {} or more, or a domain less",
+        domains >> 20,
+        len.div_ceil(1 << 20),
+        HYPERVISOR_RESERVE >> 20,
+        system.machine.memory,
+        Size(needed.next_multiple_of(64 << 20))
     );
     Ok(())
 }

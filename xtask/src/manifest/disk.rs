@@ -158,6 +158,26 @@ pub struct Inject {
 }
 
 impl Disk {
+    /// An image of the user's as an AHCI drive.
+    pub fn of_image(address: Bdf, image: PathBuf) -> Self {
+        Self {
+            model: Model::Ahci,
+            address,
+            image: Some(image),
+            size: None,
+            sector_size: sector_512(),
+            physical_sector_size: None,
+            cache: Cache::default(),
+            read_only: false,
+            serial: None,
+            partitions: Vec::new(),
+            damage: None,
+            volatile: false,
+            faults: Vec::new(),
+            blkdebug: Vec::new(),
+        }
+    }
+
     /// What people call it.
     pub fn label(&self, number: usize) -> String {
         match &self.image {

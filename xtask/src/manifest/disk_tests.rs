@@ -186,6 +186,18 @@ fn an_image_of_another_run_or_of_a_wrong_size_is_refused() {
 }
 
 #[test]
+fn an_image_of_another_format_is_no_disk() {
+    let folder = crate::machine::folder("format-test").unwrap();
+    let image = folder.join("x.qcow2");
+    std::fs::write(&image, [b"QFI\xfb", &[0; 1020][..]].concat()).unwrap();
+    let error = refusal("size = \"4MiB\"", &format!("image = \"{}\"", image.display()));
+    for part in ["x.qcow2", "a qcow2 image", "qemu-img convert -O raw"] {
+        assert!(error.contains(part), "`{part}` is missing in: {error}");
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
 fn the_initial_xenstore_has_both_ends_of_a_vbd() {
     let text = store::compile(&sound());
     for line in [

@@ -209,6 +209,8 @@ pub enum OnFailure {
     Restart,
     /// Leave it stopped.
     Stop,
+    /// Take its memory; `ctl create` begins it anew. For guests.
+    Destroy,
 }
 
 impl fmt::Display for OnFailure {
@@ -216,6 +218,7 @@ impl fmt::Display for OnFailure {
         f.write_str(match self {
             Self::Restart => "restart",
             Self::Stop => "stop",
+            Self::Destroy => "destroy",
         })
     }
 }

@@ -86,7 +86,7 @@ refused! {
     a_config_of_linux: refusal("image = \"web\"", "linux = { kernel = \"k\" }\nconfig = { a = \"b\" }")
         => "`web`", "command-line";
     more_vcpus_than_events_have_room_for:
-        refusal("image = \"web\"", "linux = { kernel = \"k\" }\nvcpus = 33") => "`web`", "vcpus = 33";
+        refusal("image = \"web\"", "linux = { kernel = \"k\" }\nvcpus = 5") => "`web`", "vcpus = 5", "4 are possible";
     control_that_is_not_started: refusal("ports = [{", "start = false\nports = [{") => "`control`", "start = false";
     two_domains_of_one_name: refusal("name = \"web\"", "name = \"control\"") => "two domains", "`control`";
     a_name_nobody_can_type: refusal("name = \"web\"", "name = \"we b\"") => "`we b`";
@@ -113,10 +113,22 @@ refused! {
     an_interrupt_given_twice:
         refusal("image = \"web\"", "image = \"web\"\nports = [{ first = 0x60, count = 1, irq = 3 }]") => "interrupt 3";
     config_for_control: refusal("ports = [", "config = { a = \"b\" }\nports = [") => "`control`", "initial xenstore";
+    a_driver_that_would_be_destroyed: refusal("on-failure = \"restart\"", "on-failure = \"destroy\"")
+        => "netback-e1000", "on-failure", "is for guests";
     more_restarts_than_control_remembers: refusal("max-restarts = 5", "max-restarts = 5000") => "5000", "netback-e1000";
     a_vif_of_control: refusal("ports = [", "vif = [{ backend = \"netback-e1000\", mac = \"52:54:00:00:00:12\" }]\nports = [")
         => "`control`", "no `vif`";
     no_toml_at_all: refusal("[machine]", "[machine") => "sample.toml", "line";
+}
+
+#[test]
+fn a_bundle_that_leaves_no_room_for_the_domains_is_refused() {
+    let system = System::parse(SYSTEM, "sample.toml").unwrap();
+    check::bundle(&system, 1 << 20).unwrap();
+    let error = check::bundle(&system, 30 << 20).unwrap_err().to_string();
+    for part in ["with 30 MiB", "machine.memory is 64MiB", "128MiB or more"] {
+        assert!(error.contains(part), "`{part}` is missing in: {error}");
+    }
 }
 
 #[test]

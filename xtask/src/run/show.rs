@@ -4,9 +4,13 @@ use crate::machine::console::{HYPERVISOR, Line};
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// ANSI colours that can be read on dark and on light ground.
 const COLOURS: [u8; 6] = [36, 33, 32, 35, 34, 31];
+
+/// The terminal is a guest's: no other lines in between. `ctl log` has them.
+static HELD: AtomicBool = AtomicBool::new(false);
 
 /// Prints lines.
 #[derive(Clone, Copy)]
@@ -26,7 +30,7 @@ impl Printer {
     pub fn sink(self) -> impl FnMut(&Line) + Send + 'static {
         let colours: Mutex<BTreeMap<String, u8>> = Mutex::default();
         move |line| {
-            if self.quiet {
+            if self.quiet || HELD.load(Relaxed) {
                 return;
             }
             let mut colours = colours.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -41,6 +45,11 @@ impl Printer {
                 format!("{name} | {text}")
             });
         }
+    }
+
+    /// Leaves the terminal to a guest, or takes it back.
+    pub fn hold(self, on: bool) {
+        HELD.store(on, Relaxed);
     }
 
     /// Says something of our own.

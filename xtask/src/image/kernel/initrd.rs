@@ -72,7 +72,7 @@ fn archive(mut rest: &[u8]) -> Result<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use crate::image::kernel::payload::tests::{gzip, lz4, xz, zstd};
 
     fn cpio() -> Vec<u8> {
         let mut out = Vec::new();
@@ -88,16 +88,12 @@ mod tests {
         out
     }
 
-    fn gzip(bytes: &[u8]) -> Vec<u8> {
-        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        gzip.write_all(bytes).unwrap();
-        gzip.finish().unwrap()
-    }
-
     #[test]
     fn archives_compressed_or_not_or_both_are_taken() {
         check(&cpio()).unwrap();
-        check(&gzip(&cpio())).unwrap();
+        for packed in [gzip(&cpio()), xz(&cpio()), zstd(&cpio()), lz4(&cpio())] {
+            check(&packed).unwrap();
+        }
         let both = [cpio(), vec![0; 300], gzip(&cpio())].concat();
         check(&both).unwrap();
     }
@@ -106,12 +102,23 @@ mod tests {
     fn a_truncated_one_is_refused_wherever_it_ends() {
         let plain = cpio();
         // The padding behind the last name is not missed.
-        let (end, packed) = (plain.len() - 2, gzip(&plain));
+        let end = plain.len() - 2;
         for len in 1..end {
             assert!(check(&plain[..len]).is_err(), "{len} bytes of {end}");
         }
-        for len in 0..packed.len() {
-            assert!(check(&packed[..len]).is_err(), "{len} packed bytes");
+        for packed in [gzip(&plain), xz(&plain), zstd(&plain), lz4(&plain)] {
+            for len in 0..packed.len() {
+                assert!(
+                    check(&packed[..len]).is_err(),
+                    "{len} bytes of {} packed by {:02x?}",
+                    packed.len(),
+                    &packed[..4]
+                );
+            }
+            let mut damaged = packed.clone();
+            let middle = packed.len() / 2;
+            damaged[middle..].fill(0xff);
+            assert!(check(&damaged).is_err(), "damage in {:02x?}", &packed[..4]);
         }
         assert!(format!("{:#}", check(&plain[..200]).unwrap_err()).contains("truncated in record 1"));
     }

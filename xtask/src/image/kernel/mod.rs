@@ -177,6 +177,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wrong_with_the_kernel_in_a_bzimage_is_told_too() {
+        let mut elf = vmlinux();
+        elf[0x31c] = 1;
+        let error = format!("{:#}", parse(&payload::tests::bzimage(&elf)).unwrap_err());
+        assert!(error.contains("the kernel in it") && error.contains("CONFIG_PVH=y"), "{error}");
+        let error = format!("{:#}", parse(&payload::tests::bzimage(b"BZh91AY&SY")).unwrap_err());
+        assert!(error.contains("bzip2") && error.contains("gzip, xz, zstd and lz4"), "{error}");
+        for random in [&b""[..], b"x", &[0x55; 4096], b"#!/bin/sh\nexit\n"] {
+            let error = parse(random).unwrap_err().to_string();
+            assert!(error.contains("neither an ELF file nor a bzImage"), "{error}");
+        }
+    }
+
+    #[test]
     fn no_damage_makes_a_panic() {
         let elf = vmlinux();
         for len in 0..elf.len() {

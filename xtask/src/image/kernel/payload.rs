@@ -137,14 +137,14 @@ pub mod tests {
         b"\x7fELF".iter().copied().chain((0..40_000u32).flat_map(|n| (n / 7).to_le_bytes())).collect()
     }
 
-    fn gzip(plain: &[u8]) -> Vec<u8> {
+    pub fn gzip(plain: &[u8]) -> Vec<u8> {
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(plain).unwrap();
         gzip.finish().unwrap()
     }
 
     /// With the filter for x86 code, as `scripts/xz_wrap.sh` asks for.
-    fn xz(plain: &[u8]) -> Vec<u8> {
+    pub fn xz(plain: &[u8]) -> Vec<u8> {
         let mut options = lzma_rust2::XzOptions::with_preset(1);
         options.prepend_pre_filter(lzma_rust2::FilterType::BcjX86, 0);
         let mut xz = lzma_rust2::XzWriter::new(Vec::new(), options).unwrap();
@@ -152,7 +152,7 @@ pub mod tests {
         xz.finish().unwrap()
     }
 
-    fn lz4(plain: &[u8]) -> Vec<u8> {
+    pub fn lz4(plain: &[u8]) -> Vec<u8> {
         let mut out = vec![0x02, 0x21, 0x4c, 0x18];
         for block in plain.chunks(100_000) {
             let packed = lz4_flex::block::compress(block);
@@ -162,7 +162,7 @@ pub mod tests {
         out
     }
 
-    fn zstd(plain: &[u8]) -> Vec<u8> {
+    pub fn zstd(plain: &[u8]) -> Vec<u8> {
         ruzstd::encoding::compress_to_vec(plain, ruzstd::encoding::CompressionLevel::Fastest)
     }
 
