@@ -2,7 +2,7 @@
 //! makes a domain and restores it.
 
 use crate::domain::{Domain, Segment};
-use crate::{deadlines, mem, percpu, run};
+use crate::{deadlines, lifecycle, mem, percpu, run};
 use abi::{Errno, PAGE_SIZE, bundle};
 use alloc::vec::Vec;
 use hv_core::frames::Owner;
@@ -20,20 +20,22 @@ struct Span {
 }
 
 /// Restores memory; the survivor page is left alone if `keep_survivor`. No vCPU and no device of the domain runs.
-pub fn restore(domain: &Domain, keep_survivor: bool) {
+///
+/// # Errors
+/// `EAGAIN` where another domain stopped meanwhile: control has to hear of that first, whatever is half done here.
+pub fn restore(domain: &Domain, keep_survivor: bool) -> Result<(), Errno> {
     let end = domain.mem_frames() * PAGE;
     let survivor = domain.special_gfn(bundle::special::SURVIVOR).addr();
     let mut at = 0;
     // By address, and found not to overlap, when the domain was made.
     for segment in &domain.image {
-        zero(domain, Span { start: at, end: segment.gpa });
-        copy(domain, segment);
+        zero(domain, Span { start: at, end: segment.gpa })?;
+        copy(domain, segment)?;
         at = segment.gpa + segment.bytes.len() as u64;
     }
-    zero(domain, Span { start: at, end: if keep_survivor { survivor } else { end } });
-    if keep_survivor {
-        zero(domain, Span { start: survivor + PAGE, end });
-    }
+    zero(domain, Span { start: at, end: if keep_survivor { survivor } else { end } })?;
+    let rest = if keep_survivor { survivor + PAGE } else { end };
+    zero(domain, Span { start: rest, end })
 }
 
 /// Parts of machine memory behind a span of guest memory, each with its guest-physical start; none is larger than [`PART`].
@@ -46,23 +48,26 @@ fn parts(domain: &Domain, span: Span) -> impl Iterator<Item = (u64, *mut u8, usi
     })
 }
 
-/// After a part of that many bytes.
-fn breathe(len: usize) {
+/// After a part of that many bytes. A driver domain is filled to its end, as others may be waiting for it.
+fn breathe(domain: &Domain, len: usize) -> Result<(), Errno> {
     if len == PART {
         run::interrupt_window();
         deadlines::expire(percpu::this());
     }
+    let waits = len == PART && domain.record.flags & bundle::flags::DRIVER == 0 && lifecycle::has_events();
+    if waits { Err(Errno::EAGAIN) } else { Ok(()) }
 }
 
-fn zero(domain: &Domain, span: Span) {
+fn zero(domain: &Domain, span: Span) -> Result<(), Errno> {
     for (_, at, len) in parts(domain, span) {
         // SAFETY: RAM of the domain (`Domain::ram`, owned by it), which holds no Rust value; nothing else uses it now.
         unsafe { mem::zero_bytes(at, len) };
-        breathe(len);
+        breathe(domain, len)?;
     }
+    Ok(())
 }
 
-fn copy(domain: &Domain, segment: &Segment) {
+fn copy(domain: &Domain, segment: &Segment) -> Result<(), Errno> {
     let span = Span { start: segment.gpa, end: segment.gpa + segment.bytes.len() as u64 };
     for (gpa, at, len) in parts(domain, span) {
         let offset = (gpa - segment.gpa) as usize;
@@ -74,8 +79,9 @@ fn copy(domain: &Domain, segment: &Segment) {
             // SAFETY: the rest of the same ranges.
             unsafe { mem::copy_bytes(at.wrapping_add(whole), rest, len - whole) };
         }
-        breathe(len);
+        breathe(domain, len)?;
     }
+    Ok(())
 }
 
 /// A run of RAM: first guest frame, first machine frame, count.

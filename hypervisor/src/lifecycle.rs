@@ -154,8 +154,8 @@ pub fn make(domain: &Arc<Domain>) -> Result<(), &'static str> {
     if !loader::give_memory(domain) {
         return Err("there is too little free memory");
     }
-    image::restore(domain, false);
-    prepare(domain).inspect_err(|_| forget(domain))?;
+    let filled = image::restore(domain, false).map_err(|_| "another domain stopped meanwhile");
+    filled.and_then(|()| prepare(domain)).inspect_err(|_| forget(domain))?;
     domain.state.store(xenolith::state::STOPPED, SeqCst);
     Ok(())
 }
@@ -163,14 +163,14 @@ pub fn make(domain: &Arc<Domain>) -> Result<(), &'static str> {
 /// `DOM_CREATE`.
 ///
 /// # Errors
-/// `EINVAL` for a domain that has memory, `ENOMEM`.
+/// `EINVAL` for a domain that has memory, `ENOMEM`, `EAGAIN` where control has to look after another domain first.
 pub fn create(domain: &Arc<Domain>) -> Result<(), Errno> {
     use xenolith::state::{DESTROYED, RESTARTING};
     domain.state.compare_exchange(DESTROYED, RESTARTING, SeqCst, SeqCst).map_err(|_| Errno::EINVAL)?;
     if let Err(why) = make(domain) {
-        log::error!("{} (domain {}) cannot be made: {why}", domain.name, domain.id);
+        log::warn!("{} (domain {}) cannot be made: {why}", domain.name, domain.id);
         domain.state.store(DESTROYED, SeqCst);
-        return Err(Errno::ENOMEM);
+        return Err(if has_events() { Errno::EAGAIN } else { Errno::ENOMEM });
     }
     enter(domain);
     Ok(())
@@ -244,7 +244,7 @@ fn restore_p2m(domain: &Domain) -> Result<(), Errno> {
 /// `DOM_RESTART`: restart in place from the pristine image. The answer holds the phases' durations.
 ///
 /// # Errors
-/// `EINVAL` for the caller itself, `EBUSY` while a restart runs, `ETIMEDOUT` if a vCPU does not leave its CPU; the domain then stays
+/// `EINVAL` for the caller itself, `EBUSY` while a restart runs, `EAGAIN` as in [`create`], `ETIMEDOUT` if a vCPU does not leave its CPU; the domain then stays
 /// stopped.
 pub fn restart(domain: &Arc<Domain>, caller: &Domain) -> Result<DomOp, Errno> {
     if domain.id == caller.id {
@@ -264,7 +264,7 @@ pub fn restart(domain: &Arc<Domain>, caller: &Domain) -> Result<DomOp, Errno> {
     }
     let result = restart_phases(domain, &mut op, &mut phase);
     if let Err(e) = result {
-        log::error!("{} (domain {}) cannot be restarted: {e}", domain.name, domain.id);
+        log::warn!("{} (domain {}) cannot be restarted: {e}", domain.name, domain.id);
         domain.state.store(xenolith::state::STOPPED, SeqCst);
         domain.paused.store(pause::STOPPED, SeqCst);
         return Err(e);
@@ -290,7 +290,7 @@ fn restart_phases(domain: &Arc<Domain>, op: &mut DomOp, phase: &mut impl FnMut()
     image::renew_pinned(domain)?;
     restore_p2m(domain)?;
     op.unbind_ns = phase();
-    image::restore(domain, true);
+    image::restore(domain, true)?;
     op.image_ns = phase();
     prepare(domain).map_err(|_| Errno::ENOSPC)
 }

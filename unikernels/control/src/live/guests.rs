@@ -15,6 +15,9 @@ use libxenrt::config::config;
 use libxenrt::{DomId, Errno, clock, hypercall, log};
 use xenstore::XsError;
 
+/// Times a guest's memory is filled anew because another domain died meanwhile.
+const FILLS: u32 = 4;
+
 /// The initial xenstore.
 pub fn seeds() -> Seeds<'static> {
     Seeds::new(config().text())
@@ -59,7 +62,7 @@ impl Control {
         self.new_life(domid);
         self.store.introduce(domid);
         let began = clock::now();
-        if let Err(e) = hypercall::dom_create(&mut DomOp { domid, ..DomOp::default() }) {
+        if let Err(e) = self.patiently(|| hypercall::dom_create(&mut DomOp { domid, ..DomOp::default() })) {
             self.no_life(domid);
             let mut machine = Info::default();
             let free = hypercall::info(&mut machine).map_or(0, |_| machine.free_frames.saturating_mul(4) >> 10);
@@ -130,6 +133,17 @@ impl Control {
         Ok(())
     }
 
+    /// Fills a domain's memory, which may take long: should another domain die meanwhile, that one comes first.
+    fn patiently(&mut self, mut fill: impl FnMut() -> hypercall::Result) -> Result<(), Errno> {
+        for _ in 0..FILLS {
+            match fill() {
+                Err(Errno::EAGAIN) => self.drain_events(),
+                other => return other.map(|_| ()),
+            }
+        }
+        Err(Errno::EAGAIN)
+    }
+
     fn no_life(&mut self, domid: DomId) {
         if let Some(link) = self.links.iter_mut().find(|l| l.domid == domid) {
             link.detach(&mut self.store);
@@ -178,7 +192,7 @@ impl Control {
         }
         let mut op = DomOp { domid, ..DomOp::default() };
         let began = clock::now();
-        hypercall::dom_restart(&mut op)?;
+        self.patiently(|| hypercall::dom_restart(&mut op))?;
         let entered = clock::now();
         self.keep_quiet(entered);
         self.supervisor.on_restarted(domid, began.as_ns());
