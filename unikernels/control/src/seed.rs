@@ -5,7 +5,6 @@
 
 use crate::store::Store;
 use abi::DomId;
-use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -110,7 +109,12 @@ impl<'a> Seeds<'a> {
     fn replace(self, store: &mut Store, domid: DomId, anew: bool) -> Result<(), XsError> {
         // All lines were read once, at the start.
         let nodes: Vec<Node> = self.of(domid).filter_map(|line| node(line).ok()).collect();
-        let homes: BTreeSet<&str> = nodes.iter().filter_map(|n| Some(home(n.path.as_str())?.1)).collect();
+        let mut homes: Vec<&str> = Vec::new();
+        for (_, home) in nodes.iter().filter_map(|node| home(node.path.as_str())) {
+            if !homes.contains(&home) {
+                homes.push(home);
+            }
+        }
         store.run(DomId::CONTROL, |view| {
             for path in homes.iter().filter_map(|home| Path::absolute(home).ok()) {
                 view.rm(&path)?;

@@ -198,9 +198,16 @@ impl Store {
     pub fn run<T>(&mut self, domid: DomId, op: impl FnOnce(&mut View) -> Result<T, XsError>) -> Result<T, XsError> {
         let (mut transaction, quota) = (Transaction::default(), self.unbounded());
         let result = op(&mut View { tree: &self.tree, transaction: &mut transaction, quota, caller: domid })?;
-        let changes = transaction.commit(&mut self.tree, &quota, domid)?;
-        self.fire(&changes);
+        self.apply(transaction, &quota, domid)?;
         Ok(result)
+    }
+
+    /// Applies a transaction and fires watches. Not part of each operation's own code, of which there are many.
+    #[inline(never)]
+    fn apply(&mut self, transaction: Transaction, quota: &Quota, domid: DomId) -> Result<(), XsError> {
+        let changes = transaction.commit(&mut self.tree, quota, domid)?;
+        self.fire(&changes);
+        Ok(())
     }
 
     /// Runs one operation inside a transaction.
@@ -257,8 +264,8 @@ impl Store {
         let session = self.sessions.get_mut(&domid).ok_or(XsError::NoEnt)?;
         let transaction = session.transactions.remove(&id).ok_or(XsError::NoEnt)?;
         if commit {
-            let changes = transaction.commit(&mut self.tree, &self.quota, domid)?;
-            self.fire(&changes);
+            let quota = self.quota;
+            self.apply(transaction, &quota, domid)?;
         }
         Ok(())
     }
