@@ -3,7 +3,7 @@
 
 use crate::domain::{Domain, Segment};
 use crate::{deadlines, lifecycle, mem, percpu, run};
-use abi::{Errno, PAGE_SIZE, bundle};
+use abi::{Errno, PAGE_SIZE, bundle, bundle::flags::DRIVER};
 use alloc::vec::Vec;
 use hv_core::frames::Owner;
 use hv_core::{Gfn, Mfn};
@@ -34,8 +34,7 @@ pub fn restore(domain: &Domain, keep_survivor: bool) -> Result<(), Errno> {
         at = segment.gpa + segment.bytes.len() as u64;
     }
     zero(domain, Span { start: at, end: if keep_survivor { survivor } else { end } })?;
-    let rest = if keep_survivor { survivor + PAGE } else { end };
-    zero(domain, Span { start: rest, end })
+    zero(domain, Span { start: if keep_survivor { survivor + PAGE } else { end }, end })
 }
 
 /// Parts of machine memory behind a span of guest memory, each with its guest-physical start; none is larger than [`PART`].
@@ -54,8 +53,7 @@ fn breathe(domain: &Domain, len: usize) -> Result<(), Errno> {
         run::interrupt_window();
         deadlines::expire(percpu::this());
     }
-    let waits = len == PART && domain.record.flags & bundle::flags::DRIVER == 0 && lifecycle::has_events();
-    if waits { Err(Errno::EAGAIN) } else { Ok(()) }
+    (len < PART || domain.record.flags & DRIVER != 0 || !lifecycle::has_events()).then_some(()).ok_or(Errno::EAGAIN)
 }
 
 fn zero(domain: &Domain, span: Span) -> Result<(), Errno> {
@@ -70,8 +68,7 @@ fn zero(domain: &Domain, span: Span) -> Result<(), Errno> {
 fn copy(domain: &Domain, segment: &Segment) -> Result<(), Errno> {
     let span = Span { start: segment.gpa, end: segment.gpa + segment.bytes.len() as u64 };
     for (gpa, at, len) in parts(domain, span) {
-        let offset = (gpa - segment.gpa) as usize;
-        if let Some(from) = segment.bytes.get(offset..offset + len) {
+        if let Some(from) = segment.bytes.get((gpa - segment.gpa) as usize..).and_then(|rest| rest.get(..len)) {
             let whole = len / mem::BLOCK * mem::BLOCK;
             // SAFETY: as in `zero`; the bundle's memory belongs to nobody else.
             unsafe { mem::refresh_bytes(at, from.as_ptr(), whole) };
