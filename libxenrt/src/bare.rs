@@ -142,9 +142,20 @@ impl Function {
         unsafe { PortWriteOnly::new(0xcf8).write(0x8000_0000 | self.0 | u32::from(offset & 0xfc)) };
         Port::new(0xcfc)
     }
-    fn read(self, offset: u8) -> u32 {
+    /// A register of configuration space.
+    #[must_use]
+    pub fn read(self, offset: u8) -> u32 {
         // SAFETY: I12 – as above.
         unsafe { self.select(offset).read() }
+    }
+
+    /// Where the capability with this number is (PCI Local Bus 3.0, 6.7).
+    #[must_use]
+    pub fn capability(self, id: u8) -> Option<u8> {
+        // No list has more entries than there are places for them.
+        let next = |at: &u8| Some((self.read(*at) >> 8) as u8 & 0xfc).filter(|at| *at != 0);
+        let first = Some(self.read(0x34) as u8 & 0xfc).filter(|at| *at != 0);
+        core::iter::successors(first, next).take(48).find(|at| self.read(*at) as u8 == id)
     }
 
     /// Lets it decode its registers and do DMA.
@@ -152,6 +163,14 @@ impl Function {
         let command = self.read(4) & 0xffff | 6;
         // SAFETY: I12 – the device reaches all of memory from here on, as every device of a bare machine; its driver bounds it.
         unsafe { self.select(4).write(command) };
+    }
+
+    /// Registers that no BAR names, below 4 GiB and above RAM.
+    #[must_use]
+    pub fn registers(self, base: u64, len: usize) -> Option<Mmio> {
+        let end = base.checked_add(len as u64)?;
+        (base >= crate::memory::window::START && end <= crate::memory::window::END)
+            .then(|| Mmio::bare(base as usize, len))
     }
 
     /// The registers behind 32-bit memory BAR `index`, as firmware placed them.

@@ -1,6 +1,7 @@
 //! The machine: finds the controller, makes drive and workload, turns it until it is over, and ends QEMU with the result.
 
 use crate::drive::Drive;
+use crate::iommu::Iommu;
 use alloc::format;
 use alloc::string::String;
 use blkback::disk::DriveId;
@@ -34,6 +35,8 @@ fn check() -> Result<bool, String> {
         return Err("there is a hypervisor".into());
     }
     let options = Options::parse(config().pairs()).map_err(|key| format!("bad value of {key}"))?;
+    let translate = config().number::<u8>("iommu").is_some_and(|on| on != 0);
+    let _iommu = if translate { Some(Iommu::enable()?) } else { None };
     let function = Function::of_class(CLASS).ok_or("no AHCI controller")?;
     let registers = function.mmio(ABAR.0, ABAR.1).ok_or("no registers")?;
     function.enable();

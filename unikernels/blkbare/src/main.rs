@@ -8,6 +8,8 @@ extern crate alloc;
 #[cfg(target_os = "none")]
 mod drive;
 #[cfg(target_os = "none")]
+mod iommu;
+#[cfg(target_os = "none")]
 mod machine;
 
 #[cfg(target_os = "none")]

@@ -1,5 +1,7 @@
 //! What a disk costs: the same workloads through the driver domain and by the same driver in a bare unikernel, on the same image in the
-//! same emulator, in turn, so that the host's noise meets both. Then the stalls of kills under mixed load, and the memory of four vbds.
+//! same emulator, in turn, so that the host's noise meets all. The bare one runs twice: with the IOMMU translating, as it does for the
+//! driver domain (the ratio is to this one), and on a machine without. Then the stalls of kills under mixed load, and the memory of
+//! four vbds.
 
 use super::statistics::{HEADINGS, Summary, summary};
 use crate::campaign::blk as campaign;
@@ -47,10 +49,13 @@ pub struct Row {
     /// Medians.
     ours: f64,
     bare: f64,
+    bare_without_iommu: f64,
     /// `ours / bare`.
     pub ratio: f64,
+    ratio_without_iommu: f64,
     all_ours: Vec<f64>,
     all_bare: Vec<f64>,
+    all_bare_without_iommu: Vec<f64>,
     latency_us_p50: f64,
     latency_us_p99: f64,
     /// Of all domains, medians.
@@ -64,6 +69,13 @@ pub struct Row {
 pub struct Figures {
     /// By workload.
     pub rows: Vec<Row>,
+    /// Unless only workloads were asked for.
+    pub life: Option<Life>,
+}
+
+/// What a driver domain costs besides time.
+#[derive(Serialize)]
+pub struct Life {
     kills: u32,
     stall_ms: Summary,
     stalls: Vec<(String, Summary)>,
@@ -77,8 +89,10 @@ pub struct Figures {
 }
 
 /// How much of it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Effort {
+    /// Only workloads with this in their name, without stalls and memory.
+    pub only: Option<String>,
     /// Runs of each workload on each side.
     pub rounds: u32,
     /// Of a run.
@@ -102,32 +116,45 @@ struct Sample {
 ///
 /// # Errors
 /// A machine does not run, or a run has an error.
-pub fn measure(effort: Effort) -> Result<Figures> {
+pub fn measure(effort: &Effort) -> Result<Figures> {
+    let wanted = |w: &&Workload| effort.only.as_ref().is_none_or(|only| w.name.contains(only.as_str()));
+    let workloads: Vec<&Workload> = WORKLOADS.iter().filter(wanted).collect();
+    ensure!(
+        !workloads.is_empty(),
+        "no workload has that in its name; there are: {}",
+        WORKLOADS.map(|w| w.name).join("; ")
+    );
     let system = System::load("disk")?;
     image::prepare(std::iter::once(&system))?;
     cargo::build_freestanding(&[(PACKAGE, &[])])?;
     let drives = Arc::new(Drives::open(&system)?);
     fill(&drives)?;
-    let steps = progress::steps("disk", WORKLOADS.len() as u64 * u64::from(effort.rounds) * 2 + 2);
+    let runs = workloads.len() as u64 * u64::from(effort.rounds) * 3;
+    let steps = progress::steps("disk", runs + if effort.only.is_none() { 2 } else { 0 });
     let mut rows = Vec::new();
-    for workload in &WORKLOADS {
-        let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    for workload in workloads {
+        let (mut ours, mut bare, mut without) = (Vec::new(), Vec::new(), Vec::new());
         for round in 1..=effort.rounds {
             steps.next(&format!("{}, through the driver domain, run {round}", workload.name));
             ours.push(guest(&system, &drives, workload, effort.seconds)?);
             steps.next(&format!("{}, bare, run {round}", workload.name));
-            bare.push(alone(&system, &drives, workload, effort.seconds)?);
+            bare.push(alone(&system, &drives, workload, effort.seconds, true)?);
+            steps.next(&format!("{}, bare without IOMMU, run {round}", workload.name));
+            without.push(alone(&system, &drives, workload, effort.seconds, false)?);
         }
-        rows.push(row(workload, &ours, &bare));
+        rows.push(row(workload, &ours, &bare, &without));
     }
     drop(drives);
+    if effort.only.is_some() {
+        steps.done();
+        return Ok(Figures { rows, life: None });
+    }
     steps.next(&format!("{} kills under mixed load", effort.kills));
     let stalls = stalls(effort.kills)?;
     steps.next("memory of four vbds");
     let (image_bytes, memory_kib, peak_kib) = memory()?;
     steps.done();
-    Ok(Figures {
-        rows,
+    let life = Life {
         kills: effort.kills,
         stall_ms: stalls.stall_ms,
         stalls: stalls.stalls.into_iter().collect(),
@@ -135,7 +162,8 @@ pub fn measure(effort: Effort) -> Result<Figures> {
         image_bytes,
         memory_kib,
         peak_kib,
-    })
+    };
+    Ok(Figures { rows, life: Some(life) })
 }
 
 /// Writes every byte of every image once, so that no read finds a hole and all of it is in the host's page cache.
@@ -197,10 +225,11 @@ fn guest(system: &System, drives: &Arc<Drives>, workload: &Workload, seconds: u3
     })
 }
 
-/// The same driver without a hypervisor.
-fn alone(system: &System, drives: &Drives, workload: &Workload, seconds: u32) -> Result<Sample> {
-    let config: String = keys(workload, seconds).iter().map(|(key, value)| format!("{key}={value}\n")).collect();
-    let mut bare = Bare::start(system, drives, &paths::executable(PACKAGE), &config)?;
+/// The same driver without a hypervisor, its DMA translated or not.
+fn alone(system: &System, drives: &Drives, workload: &Workload, seconds: u32, iommu: bool) -> Result<Sample> {
+    let mut config: String = keys(workload, seconds).iter().map(|(key, value)| format!("{key}={value}\n")).collect();
+    config.push_str(if iommu { "iommu=1\n" } else { "" });
+    let mut bare = Bare::start(system, drives, &paths::executable(PACKAGE), &config, iommu)?;
     bare.wait_for_end(Duration::from_secs(seconds.into()) + PATIENCE)?;
     let mut follow = Follow::new(machine::console::HYPERVISOR, 0);
     let vbd = follow.update(&bare.console).vbds.values().next().cloned();
@@ -222,17 +251,22 @@ fn rate(workload: &Workload, vbd: &Vbd) -> Result<Sample> {
     Ok(Sample { rate: amount / seconds, p50, p99, ..Sample::default() })
 }
 
-fn row(workload: &Workload, ours: &[Sample], bare: &[Sample]) -> Row {
+fn row(workload: &Workload, ours: &[Sample], bare: &[Sample], without: &[Sample]) -> Row {
     let median = |samples: &[Sample], pick: fn(&Sample) -> f64| summary(samples.iter().map(pick)).p50;
-    let (our_rate, bare_rate) = (median(ours, |s| s.rate), median(bare, |s| s.rate));
+    let rate = |samples: &[Sample]| median(samples, |s| s.rate);
+    let all = |samples: &[Sample]| samples.iter().map(|s| s.rate).collect();
+    let (our_rate, bare_rate, without_rate) = (rate(ours), rate(bare), rate(without));
     Row {
         name: workload.name,
         unit: if workload.by_request { "IOPS" } else { "MB/s" },
         ours: our_rate,
         bare: bare_rate,
+        bare_without_iommu: without_rate,
         ratio: our_rate / bare_rate,
-        all_ours: ours.iter().map(|s| s.rate).collect(),
-        all_bare: bare.iter().map(|s| s.rate).collect(),
+        ratio_without_iommu: our_rate / without_rate,
+        all_ours: all(ours),
+        all_bare: all(bare),
+        all_bare_without_iommu: all(without),
         latency_us_p50: median(ours, |s| s.p50),
         latency_us_p99: median(ours, |s| s.p99),
         switches_per_request: median(ours, |s| s.switches),
@@ -294,8 +328,10 @@ impl Figures {
                     r.name.to_string(),
                     format!("{:.0}", r.ours),
                     format!("{:.0}", r.bare),
+                    format!("{:.0}", r.bare_without_iommu),
                     r.unit.to_string(),
                     format!("{:.0} %", r.ratio * 100.0),
+                    format!("{:.0} %", r.ratio_without_iommu * 100.0),
                     format!("{:.0}", r.latency_us_p50),
                     format!("{:.0}", r.latency_us_p99),
                     format!("{:.2}", r.switches_per_request),
@@ -308,26 +344,29 @@ impl Figures {
             "workload",
             "driver domain",
             "bare",
+            "no IOMMU",
             "unit",
             "ratio",
+            "to no IOMMU",
             "p50 µs",
             "p99 µs",
             "switches/req",
             "hypercalls/req",
             "CPU s/GiB",
         ];
+        let workloads = table::format(&heading, &rows);
+        let Some(life) = &self.life else { return workloads };
         let stall = |name: &str, s: &Summary| std::iter::once(name.to_string()).chain(s.cells()).collect::<Vec<_>>();
-        let mut stalls = vec![stall("all", &self.stall_ms)];
-        stalls.extend(self.stalls.iter().map(|(how, s)| stall(how, s)));
+        let mut stalls = vec![stall("all", &life.stall_ms)];
+        stalls.extend(life.stalls.iter().map(|(how, s)| stall(how, s)));
         let stall_heading: Vec<&str> = std::iter::once("stall on a kill, ms").chain(HEADINGS).collect();
         format!(
-            "{}\n{}\n{} kills under mixed load, no error, image right\nimage {}, memory {} KiB at 4 vbds ({} KiB with its tables)\n",
-            table::format(&heading, &rows),
+            "{workloads}\n{}\n{} kills under mixed load, no error, image right\nimage {}, memory {} KiB at 4 vbds ({} KiB with its tables)\n",
             table::format(&stall_heading, &stalls),
-            self.kills,
-            crate::units::kib(self.image_bytes),
-            self.memory_kib,
-            self.peak_kib
+            life.kills,
+            crate::units::kib(life.image_bytes),
+            life.memory_kib,
+            life.peak_kib
         )
     }
 }

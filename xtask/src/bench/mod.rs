@@ -89,6 +89,9 @@ enum What {
         /// Kills for the stalls
         #[arg(long, default_value_t = 140)]
         kills: u32,
+        /// Only the workloads with this in their name, without stalls and memory
+        #[arg(long)]
+        only: Option<String>,
         /// Where the plot of the ratios goes
         #[arg(long, default_value = "target/xenolith/blk.svg")]
         plot: PathBuf,
@@ -176,12 +179,17 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             plot::ratios(plot, "Linux guest's disk, in percent of bare Linux", &linux::ratios(&figures.pairs))?;
             (format!("{}plot: {}\n", figures.describe(), plot.display()), serde_json::to_value(figures)?)
         }
-        What::Blk { rounds, seconds, kills, plot, stall_plot, .. } => {
-            let figures = blk::measure(blk::Effort { rounds: *rounds, seconds: *seconds, kills: *kills })?;
+        What::Blk { rounds, seconds, kills, only, plot, stall_plot, .. } => {
+            let effort = blk::Effort { only: only.clone(), rounds: *rounds, seconds: *seconds, kills: *kills };
+            let figures = blk::measure(&effort)?;
             let ratios: Vec<plot::Ratio<'_>> = figures.rows.iter().map(|row| (row.name, row.ratio, 0.9)).collect();
             plot::ratios(plot, "Disk through the driver domain, in percent of the same driver alone", &ratios)?;
-            plot::points(stall_plot, "Longest time without a completed request, per kill", &figures.all_stalls_ms)?;
-            let plots = format!("plots: {}, {}\n", plot.display(), stall_plot.display());
+            let mut plots = format!("plots: {}", plot.display());
+            if let Some(life) = &figures.life {
+                plot::points(stall_plot, "Longest time without a completed request, per kill", &life.all_stalls_ms)?;
+                plots.push_str(&format!(", {}", stall_plot.display()));
+            }
+            plots.push('\n');
             (figures.describe() + &plots, serde_json::to_value(figures)?)
         }
         What::Boot { runs } => {

@@ -25,18 +25,19 @@ pub struct Bare {
 }
 
 impl Bare {
-    /// Starts `kernel` (an ELF with a PVH note) on the machine of `system`, less IOMMU and NICs; it finds `config` as its module.
+    /// Starts `kernel` (an ELF with a PVH note) on the machine of `system`, less NICs and, unless asked for, IOMMU; it finds `config` as
+    /// its module.
     ///
     /// # Errors
     /// Sockets, files, the emulator.
-    pub fn start(system: &System, drives: &Drives, kernel: &Path, config: &str) -> Result<Self> {
+    pub fn start(system: &System, drives: &Drives, kernel: &Path, config: &str, iommu: bool) -> Result<Self> {
         let folder = folder("bare")?;
         let module = folder.join("config");
         std::fs::write(&module, config).with_context(|| format!("cannot write {}", module.display()))?;
         let path = folder.join(qemu::COM1);
         let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
         listener.set_nonblocking(true)?;
-        let lacks = Lacks { iommu: true, nics: true, ..Lacks::default() };
+        let lacks = Lacks { iommu: !iommu, nics: true, ..Lacks::default() };
         let args = qemu::bare_arguments(&system.machine, drives, &lacks, setup::kvm(), kernel, &module, &folder);
         let mut qemu = Qemu::start(&args, &folder)?;
         let stream = accept(&listener, &mut qemu)?;
