@@ -12,10 +12,11 @@ mod intake;
 mod issue;
 mod share;
 
-use crate::Platform;
-use crate::disk::{Change, Disks, DriveId, DriveInfo, DriveStats, ResetError};
+use crate::disk::{Change, Disks, DriveId, DriveInfo, DriveStats, ResetError, Segment};
+use crate::grants::Known;
 use crate::table::{Drive, Table, Ticket};
 use crate::vbd::{Vbd, VbdStats};
+use crate::{MapRequest, Platform};
 use abi::{DomId, EvtchnPort};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -28,7 +29,7 @@ use xenstore::Store;
 pub struct Config {
     /// Data pages mapped at one time, of all vbds together. The hypervisor's limit, less ring pages (up to 8 a vbd).
     pub mappings: u16,
-    /// Persistent grants kept mapped for one vbd.
+    /// Persistent grants kept mapped for one vbd. Linux makes at most 1056 of them for a ring of a page.
     pub persistent: u16,
     /// Pages of a ring, as a power of two (at most 3).
     pub ring_page_order: u8,
@@ -44,7 +45,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             mappings: 960,
-            persistent: 352,
+            persistent: 1056,
             ring_page_order: 2,
             indirect_segments: 128,
             quantum: 256 * 1024,
@@ -177,8 +178,14 @@ pub struct Backend<P: Platform, D, M, S> {
     watching: bool,
     /// Xenstore may say something new, since when (or from when on it is to be asked).
     scan_since_us: Option<u64>,
+    /// Something came or was done since requests were last chosen.
+    stirred: bool,
     ports: Vec<EvtchnPort>,
     faults: Vec<(usize, RingFault)>,
+    // Kept between turns for their memory.
+    maps: Vec<MapRequest>,
+    known: Known<P::Page>,
+    segments: Vec<Segment>,
     stats: BackendStats,
 }
 
@@ -241,7 +248,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         for vbd in self.vbds.iter_mut().flatten() {
             let Some(connection) = &mut vbd.connection else { continue };
             let published = connection.ring.publish(&mut self.survivor);
-            connection.line.published(published.count).for_each(drop);
+            connection.line.published(published.count);
             any |= published.count > 0;
             if published.notify {
                 vbd.stats.notifications = vbd.stats.notifications.saturating_add(1);
@@ -250,6 +257,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         }
         self.platform.crash_point();
         self.send_events();
+        self.stirred |= any;
         any
     }
 
@@ -322,6 +330,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     fn drive_changed<St: Store>(&mut self, store: &mut St, change: Change) {
         let (Change::Gone(id) | Change::Came(id)) = change;
         let gone = change == Change::Gone(id);
+        self.stirred = true;
         log::warn!("drive {} has {}", id.0, if gone { "gone" } else { "come" });
         if let Some(drive) = self.drives.get_mut(usize::from(id.0)) {
             drive.gone = gone;

@@ -1,50 +1,67 @@
 //! The pages of a frontend that are mapped: for one request, or kept between requests where the frontend keeps its grants
 //! (`feature-persistent`). Kept ones are few: the one that was idle longest goes first.
+//!
+//! Every page of every request passes here, so nothing is searched: references index a table, idle pages are a linked list in it.
 
 use crate::Mapped;
 use abi::GrantRef;
-use alloc::collections::BTreeMap;
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+
+/// References from here on are not kept, whoever names them: the table stays small.
+const KEPT_BELOW: u32 = 8192;
+/// No place.
+const NONE: u16 = u16::MAX;
 
 /// A page that a request uses.
 pub(crate) enum Held<M> {
     /// For it alone.
     Once(M),
-    /// Kept under this reference.
-    Kept(GrantRef),
+    /// Kept at this place.
+    Kept(u16),
 }
 
+/// For each segment of some requests the page it has, if any, and where the disk sees it.
+pub(crate) type Known<M> = VecDeque<Option<(Held<M>, u64)>>;
+
 struct Kept<M> {
+    gref: GrantRef,
     page: M,
     device_addr: u64,
     uses: u32,
-    /// When it became idle.
-    idle_since: u64,
+    /// Its neighbours in the list of idle pages, from the longest idle to the last.
+    before: u16,
+    after: u16,
 }
 
 /// See the module's head.
 pub(crate) struct Grants<M> {
     /// Most pages kept; 0 without the feature.
     most: usize,
-    kept: BTreeMap<GrantRef, Kept<M>>,
-    idle: BTreeMap<u64, GrantRef>,
-    clock: u64,
+    /// Place of a reference, by its number.
+    places: Vec<u16>,
+    kept: Vec<Option<Kept<M>>>,
+    free: Vec<u16>,
+    longest: u16,
+    last: u16,
     once: usize,
 }
 
 impl<M> Grants<M> {
     pub fn new(most: usize) -> Self {
-        Self { most, kept: BTreeMap::new(), idle: BTreeMap::new(), clock: 0, once: 0 }
+        let most = most.min(usize::from(NONE));
+        let (places, kept, free) = (Vec::new(), Vec::new(), Vec::new());
+        Self { most, places, kept, free, longest: NONE, last: NONE, once: 0 }
     }
 
     /// Pages mapped.
     pub fn mapped(&self) -> usize {
-        self.kept.len().saturating_add(self.once)
+        self.kept().saturating_add(self.once)
     }
 
     /// Of them kept.
     pub fn kept(&self) -> usize {
-        self.kept.len()
+        self.kept.len().saturating_sub(self.free.len())
     }
 
     /// Does the frontend keep its grants? Then they are mapped for both directions.
@@ -52,39 +69,68 @@ impl<M> Grants<M> {
         self.most > 0
     }
 
+    fn place(&self, gref: GrantRef) -> Option<u16> {
+        self.places.get(gref.0 as usize).copied().filter(|&place| place != NONE)
+    }
+
+    fn at(&mut self, place: u16) -> Option<&mut Kept<M>> {
+        self.kept.get_mut(usize::from(place))?.as_mut()
+    }
+
     /// Is it mapped?
     pub fn has(&self, gref: GrantRef) -> bool {
-        self.kept.contains_key(&gref)
+        self.place(gref).is_some()
     }
 
     /// Uses a page that is kept; its device address.
     pub fn reuse(&mut self, gref: GrantRef) -> Option<(Held<M>, u64)> {
-        let kept = self.kept.get_mut(&gref)?;
-        if kept.uses == 0 {
-            self.idle.remove(&kept.idle_since);
-        }
+        let place = self.place(gref)?;
+        let kept = self.at(place)?;
+        let idle = kept.uses == 0;
         kept.uses = kept.uses.saturating_add(1);
-        Some((Held::Kept(gref), kept.device_addr))
+        let device_addr = kept.device_addr;
+        if idle {
+            self.unlink(place);
+        }
+        Some((Held::Kept(place), device_addr))
     }
 
     /// A page for the CPU.
     pub fn page<'a>(&'a self, held: &'a Held<M>) -> Option<&'a M> {
         match held {
             Held::Once(page) => Some(page),
-            Held::Kept(gref) => self.kept.get(gref).map(|kept| &kept.page),
+            Held::Kept(place) => Some(&self.kept.get(usize::from(*place))?.as_ref()?.page),
         }
     }
 
     /// Takes in a page that was mapped, and keeps it if that is wanted and possible.
     pub fn take_in(&mut self, gref: GrantRef, mapped: Mapped<M>, garbage: &mut Vec<M>) -> (Held<M>, u64) {
         let device_addr = mapped.device_addr;
-        let full = self.kept.len() >= self.most;
-        if self.kept.contains_key(&gref) || full && !(self.most > 0 && self.evict(garbage)) {
+        let can_keep = self.most > 0 && gref.0 < KEPT_BELOW && !self.has(gref);
+        if !can_keep || self.kept() >= self.most && !self.evict(garbage) {
             self.once = self.once.saturating_add(1);
             return (Held::Once(mapped.page), device_addr);
         }
-        self.kept.insert(gref, Kept { page: mapped.page, device_addr, uses: 1, idle_since: 0 });
-        (Held::Kept(gref), device_addr)
+        let kept = Some(Kept { gref, page: mapped.page, device_addr, uses: 1, before: NONE, after: NONE });
+        let place = match self.free.pop() {
+            Some(place) => {
+                if let Some(empty) = self.kept.get_mut(usize::from(place)) {
+                    *empty = kept;
+                }
+                place
+            }
+            None => {
+                self.kept.push(kept);
+                self.kept.len().saturating_sub(1) as u16
+            }
+        };
+        if self.places.len() <= gref.0 as usize {
+            self.places.resize((gref.0 as usize).saturating_add(1), NONE);
+        }
+        if let Some(entry) = self.places.get_mut(gref.0 as usize) {
+            *entry = place;
+        }
+        (Held::Kept(place), device_addr)
     }
 
     /// A request is done with a page.
@@ -94,64 +140,141 @@ impl<M> Grants<M> {
                 self.once = self.once.saturating_sub(1);
                 garbage.push(page);
             }
-            Held::Kept(gref) => {
-                let Some(kept) = self.kept.get_mut(&gref) else { return };
+            Held::Kept(place) => {
+                let last = self.last;
+                let Some(kept) = self.at(place) else { return };
                 kept.uses = kept.uses.saturating_sub(1);
-                if kept.uses == 0 {
-                    self.clock = self.clock.wrapping_add(1);
-                    kept.idle_since = self.clock;
-                    self.idle.insert(self.clock, gref);
+                if kept.uses > 0 {
+                    return;
                 }
+                (kept.before, kept.after) = (last, NONE);
+                match self.at(last) {
+                    Some(before) => before.after = place,
+                    None => self.longest = place,
+                }
+                self.last = place;
             }
+        }
+    }
+
+    fn unlink(&mut self, place: u16) {
+        let Some(kept) = self.at(place) else { return };
+        let (before, after) = (kept.before, kept.after);
+        (kept.before, kept.after) = (NONE, NONE);
+        match self.at(before) {
+            Some(kept) => kept.after = after,
+            None => self.longest = after,
+        }
+        match self.at(after) {
+            Some(kept) => kept.before = before,
+            None => self.last = before,
         }
     }
 
     /// Gives up the page that was idle longest; false if none is.
     pub fn evict(&mut self, garbage: &mut Vec<M>) -> bool {
-        let Some((_, gref)) = self.idle.pop_first() else { return false };
-        garbage.extend(self.kept.remove(&gref).map(|kept| kept.page));
+        let place = self.longest;
+        self.unlink(place);
+        let Some(kept) = self.kept.get_mut(usize::from(place)).and_then(Option::take) else { return false };
+        if let Some(entry) = self.places.get_mut(kept.gref.0 as usize) {
+            *entry = NONE;
+        }
+        self.free.push(place);
+        garbage.push(kept.page);
         true
     }
 
     /// Gives up everything that is kept, in use or not.
     pub fn into_kept(self) -> impl Iterator<Item = M> {
-        self.kept.into_values().map(|kept| kept.page)
+        self.kept.into_iter().flatten().map(|kept| kept.page)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
 
-    #[test]
-    fn the_longest_idle_page_goes_first_and_none_in_use() {
-        let mut grants = Grants::new(2);
-        let mut garbage = Vec::new();
-        let page = |n: u32| Mapped { page: n, device_addr: u64::from(n) };
-        let take =
-            |grants: &mut Grants<u32>, garbage: &mut Vec<u32>, n| grants.take_in(GrantRef(n), page(n), garbage).0;
-        let (a, b) = (take(&mut grants, &mut garbage, 1), take(&mut grants, &mut garbage, 2));
-        let c = take(&mut grants, &mut garbage, 3);
-        assert!(matches!(c, Held::Once(3)), "both that are kept are in use");
-        assert_eq!((grants.mapped(), grants.kept()), (3, 2));
-        grants.release(b, &mut garbage);
-        grants.release(a, &mut garbage);
-        grants.release(c, &mut garbage);
-        assert_eq!((&garbage[..], grants.mapped()), (&[3][..], 2));
-        let (again, addr) = grants.reuse(GrantRef(2)).unwrap();
-        assert_eq!(addr, 2);
-        take(&mut grants, &mut garbage, 4);
-        assert_eq!(garbage, [3, 1], "2 is in use again");
-        assert!(!grants.evict(&mut garbage));
-        grants.release(again, &mut garbage);
-        assert!(grants.evict(&mut garbage) && garbage == [3, 1, 2]);
-        assert_eq!(grants.into_kept().collect::<Vec<_>>(), [4]);
+    fn page(n: u32) -> Mapped<u32> {
+        Mapped { page: n, device_addr: u64::from(n) }
     }
 
     #[test]
     fn without_the_feature_nothing_is_kept() {
         let mut grants = Grants::new(0);
-        let (held, _) = grants.take_in(GrantRef(1), Mapped { page: 1, device_addr: 0 }, &mut Vec::new());
+        let (held, _) = grants.take_in(GrantRef(1), page(1), &mut Vec::new());
         assert!(matches!(held, Held::Once(1)) && !grants.has(GrantRef(1)) && !grants.persistent());
+        assert_eq!((grants.mapped(), grants.kept()), (1, 0));
+    }
+
+    #[test]
+    fn far_references_are_not_kept() {
+        let mut grants = Grants::new(4);
+        let (held, _) = grants.take_in(GrantRef(u32::MAX), page(1), &mut Vec::new());
+        assert!(matches!(held, Held::Once(1)) && !grants.has(GrantRef(u32::MAX)));
+    }
+
+    proptest! {
+        /// Against a list that is searched: what is kept, in which order idle pages go, and that none in use does.
+        #[test]
+        fn the_longest_idle_page_goes_first(most in 1usize..6, steps in proptest::collection::vec((0u8..3, 0u32..9), 0..200)) {
+            let mut grants = Grants::new(most);
+            let mut garbage: Vec<u32> = Vec::new();
+            let mut held: Vec<(u32, Held<u32>)> = Vec::new();
+            let (mut idle, mut kept): (VecDeque<u32>, Vec<u32>) = (VecDeque::new(), Vec::new());
+            for (what, n) in steps {
+                garbage.clear();
+                let mut gone = Vec::new();
+                match what {
+                    0 => {
+                        let use_of = match grants.reuse(GrantRef(n)) {
+                            Some((use_of, addr)) => {
+                                prop_assert!(kept.contains(&n) && addr == u64::from(n));
+                                idle.retain(|other| *other != n);
+                                use_of
+                            }
+                            None => {
+                                prop_assert!(!kept.contains(&n));
+                                if kept.len() == most {
+                                    gone.extend(idle.pop_front());
+                                    kept.retain(|other| !gone.contains(other));
+                                }
+                                if kept.len() < most {
+                                    kept.push(n);
+                                }
+                                grants.take_in(GrantRef(n), page(n), &mut garbage).0
+                            }
+                        };
+                        prop_assert_eq!(grants.page(&use_of), Some(&n));
+                        held.push((n, use_of));
+                    }
+                    1 if !held.is_empty() => {
+                        let (n, use_of) = held.swap_remove(n as usize % held.len());
+                        let once = matches!(use_of, Held::Once(_));
+                        grants.release(use_of, &mut garbage);
+                        if once {
+                            gone.push(n);
+                        } else if !held.iter().any(|(m, other)| *m == n && matches!(other, Held::Kept(_))) {
+                            idle.push_back(n);
+                        }
+                    }
+                    2 => {
+                        let any = grants.evict(&mut garbage);
+                        gone.extend(idle.pop_front());
+                        kept.retain(|other| !gone.contains(other));
+                        prop_assert_eq!(any, !gone.is_empty());
+                    }
+                    _ => {}
+                }
+                prop_assert_eq!(&garbage, &gone);
+                let once = held.iter().filter(|(_, use_of)| matches!(use_of, Held::Once(_))).count();
+                prop_assert_eq!((grants.kept(), grants.mapped()), (kept.len(), kept.len() + once));
+            }
+            let mut all: Vec<u32> = grants.into_kept().collect();
+            all.sort_unstable();
+            kept.sort_unstable();
+            prop_assert_eq!(all, kept);
+        }
     }
 }

@@ -48,10 +48,31 @@ pub(crate) struct Request<H> {
 }
 
 impl<H> Request<H> {
-    pub fn new(name: Name, kind: Kind, first: u64, sectors: u64, segments: Vec<Segment>) -> Self {
-        let phase = if kind == Kind::Refused { Phase::Answered } else { Phase::Waiting };
-        let (held, data) = (Vec::new(), Vec::new());
-        Self { name, kind, first, sectors, segments, phase, after: None, held, data, given: 0, out: 0, error: None }
+    /// Nothing yet; what it asks for is filled in.
+    pub fn blank() -> Self {
+        let (segments, held, data) = (Vec::new(), Vec::new(), Vec::new());
+        Self {
+            name: Name::default(),
+            kind: Kind::Refused,
+            first: 0,
+            sectors: 0,
+            segments,
+            phase: Phase::Waiting,
+            after: None,
+            held,
+            data,
+            given: 0,
+            out: 0,
+            error: None,
+        }
+    }
+
+    /// Blank again, with the memory it had.
+    fn wiped(mut self) -> Self {
+        self.segments.clear();
+        self.held.clear();
+        self.data.clear();
+        Self { segments: self.segments, held: self.held, data: self.data, ..Self::blank() }
     }
 
     /// Does it change the disk?
@@ -90,12 +111,14 @@ pub(crate) struct Line<H> {
     requests: VecDeque<Request<H>>,
     /// Ring index of the first.
     first: u32,
+    /// Blank ones whose memory is used again.
+    spare: Vec<Request<H>>,
 }
 
 impl<H> Line<H> {
     /// Of a ring whose next response has this index.
     pub fn new(first: u32) -> Self {
-        Self { requests: VecDeque::new(), first }
+        Self { requests: VecDeque::new(), first, spare: Vec::new() }
     }
 
     pub fn len(&self) -> usize {
@@ -119,6 +142,11 @@ impl<H> Line<H> {
 
     pub fn get_mut(&mut self, index: u32) -> Option<&mut Request<H>> {
         self.requests.get_mut(index.wrapping_sub(self.first) as usize)
+    }
+
+    /// A blank request, to be filled in and [pushed](Self::push).
+    pub fn blank(&mut self) -> Request<H> {
+        self.spare.pop().unwrap_or_else(Request::blank)
     }
 
     /// Puts a request at the end; true if it has to wait for an earlier one.
@@ -154,11 +182,11 @@ impl<H> Line<H> {
         !crate::mutated!(ReleaseWhenDone) || earlier.phase != Phase::Answered
     }
 
-    /// The first `count` responses were published; gives their requests back.
-    pub fn published(&mut self, count: u32) -> impl Iterator<Item = Request<H>> + use<'_, H> {
+    /// The first `count` responses were published: their requests are over.
+    pub fn published(&mut self, count: u32) {
         let count = (count as usize).min(self.requests.len());
         self.first = self.first.wrapping_add(count as u32);
-        self.requests.drain(..count)
+        self.spare.extend(self.requests.drain(..count).map(Request::wiped));
     }
 
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Request<H>> {
@@ -173,7 +201,7 @@ mod tests {
     fn line(requests: &[(Kind, u64, u64)]) -> Line<()> {
         let mut line = Line::new(u32::MAX);
         for &(kind, first, sectors) in requests {
-            line.push(Request::new(Name::default(), kind, first, sectors, Vec::new()));
+            line.push(Request { kind, first, sectors, ..Request::blank() });
         }
         line
     }
@@ -195,7 +223,7 @@ mod tests {
         assert_eq!(begin(&line), [true, false, true, true, false, false]);
         done(&mut line, 0);
         assert!(!begin(&line)[1], "the read is done, but a restart would do it again");
-        assert_eq!(line.published(1).count(), 1);
+        line.published(1);
         assert_eq!(begin(&line), [true, true, true, false, false]);
     }
 
@@ -217,7 +245,7 @@ mod tests {
         assert_eq!(begin(&line)[1..], [true, false, false]);
         done(&mut line, 1);
         assert_eq!(begin(&line)[1..], [true, false, false], "not before its answer is published");
-        assert_eq!(line.published(2).count(), 2);
+        line.published(2);
         assert_eq!(begin(&line), [true, true]);
     }
 }

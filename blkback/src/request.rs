@@ -30,15 +30,13 @@ pub(crate) struct Name {
 }
 
 impl Name {
+    /// The same place in all three forms, but for the operation of an indirect request, which Linux' frontend wants to see answered as
+    /// what it does (`indirect_op`, the second byte); anything else it takes for a broken backend.
     pub fn of(words: &[u32; REQUEST_WORDS]) -> Self {
-        // The same place in all three forms, but for an indirect request, which Linux' frontend wants to see answered as what it
-        // does (`indirect_op`); anything else it takes for a broken backend.
-        let form = ReadWrite::from_words(words);
-        let indirect = Indirect::from_words(words);
-        match form.operation {
-            op::INDIRECT => Self { id: indirect.id, operation: indirect.indirect_op },
-            operation => Self { id: form.id, operation },
-        }
+        let [first, _, low, high, ..] = *words;
+        let [operation, indirect_op, ..] = first.to_le_bytes();
+        let operation = if operation == op::INDIRECT { indirect_op } else { operation };
+        Self { id: u64::from(low) | u64::from(high) << 32, operation }
     }
 
     pub fn response(self, status: i16) -> [u32; RESPONSE_WORDS] {
@@ -62,10 +60,10 @@ pub(crate) struct Limits {
 }
 
 /// Where the segments are.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Data {
-    /// Here.
-    Direct(Vec<Segment>),
+    /// In the slot: so many of them ([`direct`]).
+    Direct(u8),
     /// In a page: so many of them.
     Indirect(GrantRef, u16),
     /// There are none: sectors.
@@ -73,7 +71,7 @@ pub(crate) enum Data {
 }
 
 /// What a slot asks for, its segments not yet looked at.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Asked {
     pub kind: Kind,
     pub first: u64,
@@ -119,25 +117,27 @@ pub(crate) fn parse(words: &[u32; REQUEST_WORDS], limits: &Limits) -> Result<Ask
         operation => {
             let kind = kind(operation)?;
             let form = ReadWrite::from_words(words);
-            let count = usize::from(form.nr_segments);
-            let segments =
-                form.segments.get(..count).filter(|_| count <= MAX_SEGMENTS_PER_REQUEST).ok_or(rsp::ERROR)?;
-            if segments.is_empty() {
-                return match kind {
-                    Kind::Flush | Kind::Barrier => Ok(Asked { kind, first: 0, data: Data::None(0) }),
-                    _ => Err(rsp::ERROR),
-                };
+            let count = form.nr_segments;
+            match kind {
+                _ if usize::from(count) > MAX_SEGMENTS_PER_REQUEST => Err(rsp::ERROR),
+                Kind::Flush | Kind::Barrier if count == 0 => Ok(Asked { kind, first: 0, data: Data::None(0) }),
+                _ if count == 0 => Err(rsp::ERROR),
+                _ => Ok(Asked { kind, first: form.sector_number, data: Data::Direct(count) }),
             }
-            Ok(Asked { kind, first: form.sector_number, data: Data::Direct(segments.to_vec()) })
         }
     }
 }
 
-/// Segments of an indirect page's words, which were read once.
-pub(crate) fn segments(count: u16, word: impl Fn(usize) -> u32) -> Vec<Segment> {
+/// Appends the segments that are in the slot.
+pub(crate) fn direct(words: &[u32; REQUEST_WORDS], count: u8, segments: &mut Vec<Segment>) {
+    segments.extend(ReadWrite::from_words(words).segments.iter().take(usize::from(count)));
+}
+
+/// Appends the segments of an indirect page, each of whose words is read once.
+pub(crate) fn indirect(count: u16, word: impl Fn(usize) -> u32, segments: &mut Vec<Segment>) {
     let count = usize::from(count).min(SEGMENTS_PER_INDIRECT_PAGE);
     let pairs = (0..count).map(|n| n.saturating_mul(8));
-    pairs.map(|at| Segment::from_words([word(at), word(at.saturating_add(4))])).collect()
+    segments.extend(pairs.map(|at| Segment::from_words([word(at), word(at.saturating_add(4))])));
 }
 
 /// Sectors of all segments, each within its page and all of them within the vbd.
@@ -178,7 +178,7 @@ mod tests {
         Segment { gref: GrantRef(9), first_sect, last_sect, pad: 0 }
     }
 
-    fn direct(operation: u8, sector_number: u64, segments: &[Segment]) -> [u32; REQUEST_WORDS] {
+    fn slot(operation: u8, sector_number: u64, segments: &[Segment]) -> [u32; REQUEST_WORDS] {
         let nr_segments = segments.len() as u8;
         let mut form = ReadWrite { operation, nr_segments, sector_number, id: 7, ..ReadWrite::default() };
         form.segments[..segments.len()].copy_from_slice(segments);
@@ -189,11 +189,11 @@ mod tests {
     fn each_operation_is_understood() {
         let one = [segment(0, 7)];
         for (operation, kind) in [(0, Kind::Read), (1, Kind::Write), (2, Kind::Barrier), (3, Kind::Flush)] {
-            let asked = parse(&direct(operation, 8, &one), &LIMITS);
-            assert_eq!(asked, Ok(Asked { kind, first: 8, data: Data::Direct(one.to_vec()) }));
+            let asked = parse(&slot(operation, 8, &one), &LIMITS);
+            assert_eq!(asked, Ok(Asked { kind, first: 8, data: Data::Direct(1) }));
         }
         for (operation, kind) in [(2, Kind::Barrier), (3, Kind::Flush)] {
-            let asked = parse(&direct(operation, u64::MAX, &[]), &LIMITS);
+            let asked = parse(&slot(operation, u64::MAX, &[]), &LIMITS);
             assert_eq!(asked, Ok(Asked { kind, first: 0, data: Data::None(0) }));
         }
         let form = Discard { operation: op::DISCARD, sector_number: 990, nr_sectors: 10, ..Discard::default() };
@@ -207,25 +207,25 @@ mod tests {
             let form = Indirect { operation: op::INDIRECT, indirect_op, nr_segments: 20, id: 9, ..Indirect::default() };
             assert_eq!(Name::of(&form.to_words()), Name { id: 9, operation: indirect_op });
         }
-        assert_eq!(Name::of(&direct(op::WRITE, 8, &[])), Name { id: 7, operation: op::WRITE });
+        assert_eq!(Name::of(&slot(op::WRITE, 8, &[])), Name { id: 7, operation: op::WRITE });
     }
 
     #[test]
     fn what_is_wrong_is_answered_with_an_error() {
         let error = |words: [u32; REQUEST_WORDS], limits: &Limits| parse(&words, limits).unwrap_err();
-        assert_eq!(error(direct(op::READ, 0, &[]), &LIMITS), rsp::ERROR);
+        assert_eq!(error(slot(op::READ, 0, &[]), &LIMITS), rsp::ERROR);
         for unknown in [4, 7, 255] {
-            assert_eq!(error(direct(unknown, 0, &[segment(0, 7)]), &LIMITS), rsp::EOPNOTSUPP);
+            assert_eq!(error(slot(unknown, 0, &[segment(0, 7)]), &LIMITS), rsp::EOPNOTSUPP);
         }
         let many = ReadWrite { operation: op::WRITE, nr_segments: 12, ..ReadWrite::default() };
         assert_eq!(error(many.to_words(), &LIMITS), rsp::ERROR);
-        let indirect = |indirect_op, nr_segments| {
+        let list = |indirect_op, nr_segments| {
             Indirect { operation: op::INDIRECT, indirect_op, nr_segments, ..Indirect::default() }.to_words()
         };
-        assert_eq!(error(indirect(op::WRITE_BARRIER, 1), &LIMITS), rsp::EOPNOTSUPP);
-        assert_eq!(error(indirect(op::READ, 0), &LIMITS), rsp::ERROR);
-        assert_eq!(error(indirect(op::READ, 65), &LIMITS), rsp::ERROR);
-        assert!(parse(&indirect(op::READ, 64), &LIMITS).is_ok());
+        assert_eq!(error(list(op::WRITE_BARRIER, 1), &LIMITS), rsp::EOPNOTSUPP);
+        assert_eq!(error(list(op::READ, 0), &LIMITS), rsp::ERROR);
+        assert_eq!(error(list(op::READ, 65), &LIMITS), rsp::ERROR);
+        assert!(parse(&list(op::READ, 64), &LIMITS).is_ok());
         let discard = Discard { operation: op::DISCARD, nr_sectors: 1, ..Discard::default() };
         assert_eq!(error(Discard { flag: 1, ..discard }.to_words(), &LIMITS), rsp::EOPNOTSUPP);
         assert_eq!(error(discard.to_words(), &Limits { discard: false, ..LIMITS }), rsp::EOPNOTSUPP);
@@ -260,7 +260,11 @@ mod tests {
             }
             let Ok(asked) = parse(&words, &LIMITS) else { return Ok(()) };
             let sectors = match asked.data {
-                Data::Direct(segments) => measure(&LIMITS, asked.kind, asked.first, &segments),
+                Data::Direct(count) => {
+                    let mut segments = Vec::new();
+                    direct(&words, count, &mut segments);
+                    measure(&LIMITS, asked.kind, asked.first, &segments)
+                }
                 Data::None(sectors) => Ok(sectors),
                 Data::Indirect(_, count) => {
                     prop_assert!(count <= LIMITS.indirect);

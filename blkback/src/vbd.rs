@@ -277,7 +277,7 @@ impl<M: SharedMem> Connection<M> {
         let Some(request) = self.line.get_mut(index) else { return Err(RingFault::NotInFlight { index }) };
         request.phase = Phase::Answered;
         stats.count(request.kind, request.len_bytes(), status);
-        for held in core::mem::take(&mut request.held) {
+        for held in request.held.drain(..) {
             self.grants.release(held, garbage);
         }
         self.ring.complete(index, request.name.response(status))

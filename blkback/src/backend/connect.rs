@@ -11,6 +11,7 @@ use crate::vbd::{Connection, Vbd};
 use ::backend::cache as framing;
 use ::backend::xenbus::{self, Step, state_of, step};
 use abi::io::xenbus::XenbusState;
+use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -79,8 +80,12 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
             retry_us: None,
             watching: !known,
             scan_since_us: known.then_some(now_us.saturating_add(VERIFY_DELAY_US)),
+            stirred: true,
             ports: Vec::new(),
             faults: Vec::new(),
+            maps: Vec::new(),
+            known: VecDeque::new(),
+            segments: Vec::new(),
             stats: BackendStats::default(),
             platform,
         };
@@ -291,7 +296,10 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         let drive = self.drives.get_mut(usize::from(source.drive.0))?;
         match drive.resolve(&source, &info) {
             Ok(extent) => Some(extent),
-            Err(Unresolved::Pending) => None,
+            Err(Unresolved::Pending) => {
+                self.stirred = true;
+                None
+            }
             Err(Unresolved::Never(error)) => {
                 self.refuse(store, slot, XenbusState::Closed, &error.to_string());
                 None

@@ -26,6 +26,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         let mut any = false;
         while let Some((drive, completion)) = self.disks.completed() {
             any = true;
+            self.stirred = true;
             let place = self.flights.get_mut(completion.token as usize);
             let Some(flight) = place.and_then(Option::take) else {
                 log::error!("drive {}: completed {:#x}, which it was not given", drive.0, completion.token);
@@ -160,6 +161,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
                 self.garbage.extend(orphans.pages);
             }
         }
+        self.stirred = true;
         self.look_again();
     }
 }

@@ -3,12 +3,11 @@
 use super::Backend;
 use crate::disk::Disks;
 use crate::grants::Held;
-use crate::line::Request;
 use crate::request::{self, Asked, Data, Kind, Limits, Name};
 use crate::vbd::Connection;
 use crate::{MapError, MapRequest, Mapped, Platform};
 use abi::GrantRef;
-use abi::io::blkif::rsp;
+use abi::io::blkif::{REQUEST_WORDS, rsp};
 use alloc::vec::Vec;
 use hw::DmaMemory;
 use ring::SharedMem;
@@ -17,22 +16,22 @@ use ring::SharedMem;
 const NOTHING: Limits = Limits { sectors: 0, ratio: 1, read_only: true, indirect: 0, discard: false, segment_ratio: 1 };
 
 /// A slot that was taken.
-struct Fresh {
+struct Fresh<M> {
     slot: usize,
-    name: Name,
-    limits: Limits,
+    words: [u32; REQUEST_WORDS],
     asked: Result<Asked, i16>,
+    limits: Limits,
     /// Its indirect page is among those being mapped.
     mapping: bool,
     /// Its indirect page is kept, and held for it: others of this turn take pages in, and would have it evicted before it is read.
-    pinned: bool,
+    pinned: Option<Held<M>>,
 }
 
 impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     /// Takes all requests for which there is room; true if there was any.
     pub(super) fn take_requests(&mut self) -> bool {
         let mut fresh = Vec::new();
-        let mut maps = Vec::new();
+        let mut maps = core::mem::take(&mut self.maps);
         for slot in 0..self.vbds.len() {
             self.take_from(slot, &mut fresh, &mut maps);
         }
@@ -40,8 +39,11 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         if !maps.is_empty() {
             self.map(&maps, &mut results);
         }
+        maps.clear();
+        self.maps = maps;
         let mut results = results.into_iter();
         let any = !fresh.is_empty();
+        self.stirred |= any;
         for fresh in fresh {
             let page = if fresh.mapping { results.next() } else { None };
             self.admit(fresh, page);
@@ -49,7 +51,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         any
     }
 
-    fn take_from(&mut self, slot: usize, fresh: &mut Vec<Fresh>, maps: &mut Vec<MapRequest>) {
+    fn take_from(&mut self, slot: usize, fresh: &mut Vec<Fresh<P::Page>>, maps: &mut Vec<MapRequest>) {
         let Some(connection) = self.vbds.get(slot).and_then(|vbd| vbd.as_ref()?.connection.as_ref()) else { return };
         let drive = connection.extent.drive;
         let info = self.info(drive);
@@ -81,50 +83,52 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
                 Ok(None) => return,
                 Err(fault) => return self.faults.push((slot, fault)),
             };
-            let name = Name::of(&words);
             let asked = request::parse(&words, &limits);
-            let (mut mapping, mut pinned) = (false, false);
+            let (mut mapping, mut pinned) = (false, None);
             if let Ok(Asked { data: Data::Indirect(gref, _), .. }) = &asked {
-                pinned = connection.lists.reuse(*gref).is_some();
-                mapping = !pinned;
+                pinned = connection.lists.reuse(*gref).map(|(held, _)| held);
+                mapping = pinned.is_none();
                 if mapping {
                     maps.push(MapRequest { dom: frontend, gref: *gref, readonly: true, device: false });
                     pages = pages.saturating_sub(1);
                 }
             }
-            fresh.push(Fresh { slot, name, limits, asked, mapping, pinned });
+            fresh.push(Fresh { slot, words, asked, limits, mapping, pinned });
         }
     }
 
-    fn admit(&mut self, fresh: Fresh, page: Option<Result<Mapped<P::Page>, MapError>>) {
+    fn admit(&mut self, fresh: Fresh<P::Page>, page: Option<Result<Mapped<P::Page>, MapError>>) {
         let Some(vbd) = self.vbds.get_mut(fresh.slot).and_then(Option::as_mut) else { return };
         let Some(connection) = &mut vbd.connection else { return };
-        let limits = fresh.limits;
+        let mut request = connection.line.blank();
+        request.name = Name::of(&fresh.words);
+        let segments = &mut request.segments;
         let checked = fresh.asked.and_then(|asked| {
-            let (kind, first) = (asked.kind, asked.first);
-            let segments = match asked.data {
-                Data::None(sectors) => return Ok((kind, first, sectors, Vec::new())),
-                Data::Direct(segments) => segments,
+            match asked.data {
+                Data::None(sectors) => return Ok((asked, sectors)),
+                Data::Direct(count) => request::direct(&fresh.words, count, segments),
                 Data::Indirect(gref, count) => {
-                    let read = |page: &P::Page| request::segments(count, |at| page.read(at));
+                    let read = |page: &P::Page| request::indirect(count, |at| page.read(at), segments);
                     let words = read_indirect(connection, gref, page, &mut self.garbage, read);
-                    if fresh.pinned {
-                        connection.lists.release(Held::Kept(gref), &mut self.garbage);
+                    if let Some(held) = fresh.pinned {
+                        connection.lists.release(held, &mut self.garbage);
                     }
-                    words.ok_or(rsp::ERROR)?
+                    words.ok_or(rsp::ERROR)?;
                 }
-            };
-            let sectors = request::measure(&limits, kind, first, &segments)?;
-            Ok((kind, first, sectors, segments))
+            }
+            let sectors = request::measure(&fresh.limits, asked.kind, asked.first, segments)?;
+            Ok((asked, sectors))
         });
         let index = connection.line.next();
         match checked {
-            Ok((kind, first, sectors, segments)) => {
-                let waits = connection.line.push(Request::new(fresh.name, kind, first, sectors, segments));
+            Ok((asked, sectors)) => {
+                (request.kind, request.first, request.sectors) = (asked.kind, asked.first, sectors);
+                let waits = connection.line.push(request);
                 vbd.stats.overlaps = vbd.stats.overlaps.saturating_add(u64::from(waits));
             }
             Err(status) => {
-                connection.line.push(Request::new(fresh.name, Kind::Refused, 0, 0, Vec::new()));
+                request.kind = Kind::Refused;
+                connection.line.push(request);
                 if let Err(fault) = connection.finish(&mut vbd.stats, index, status, &mut self.garbage) {
                     self.faults.push((fresh.slot, fault));
                 }
@@ -147,7 +151,7 @@ fn read_indirect<M: SharedMem, R>(
     gref: GrantRef,
     page: Option<Result<Mapped<M>, MapError>>,
     garbage: &mut Vec<M>,
-    read: impl Fn(&M) -> R,
+    read: impl FnOnce(&M) -> R,
 ) -> Option<R> {
     let held = match connection.lists.reuse(gref) {
         Some((held, _)) => {

@@ -3,11 +3,12 @@
 use super::{Backend, Flight};
 use crate::command::{append, cut};
 use crate::disk::{Command, Disks, DriveInfo, Op, Segment, SubmitError};
+use crate::grants::Known;
 use crate::line::{Phase, Request};
 use crate::request::Kind;
 use crate::source::sector_ratio;
 use crate::table::{Table, Ticket};
-use crate::{MapError, MapRequest, Platform, mutated};
+use crate::{MapError, MapRequest, Mapped, Platform, mutated};
 use abi::io::blkif::{SECTOR_SIZE, rsp};
 use alloc::vec::Vec;
 use hw::DmaMemory;
@@ -19,6 +20,12 @@ const RETRY_US: u64 = 1000;
 impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     /// Gives the drives what they can take; true if they got anything.
     pub(super) fn issue(&mut self, now_us: u64) -> bool {
+        let all_there = self.drives.iter().all(|drive| self.disks.info(drive.id).is_some());
+        let stirred = core::mem::take(&mut self.stirred);
+        if !stirred && all_there && self.retry_us.is_none_or(|at| now_us < at) {
+            // Nothing came, nothing was done: nothing can go on that could not before.
+            return false;
+        }
         self.fail_missing(now_us);
         let mut any = self.read_tables();
         any |= self.flush();
@@ -151,7 +158,9 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
 
     /// Maps the data of those that have none mapped, all in one call. Those whose grants are bad are answered.
     fn map_data(&mut self, chosen: &[Ticket], now_us: u64) {
-        let mut maps = Vec::new();
+        let mut maps = core::mem::take(&mut self.maps);
+        // For each segment of them what is kept already.
+        let mut known = core::mem::take(&mut self.known);
         let mut wanting = Vec::new();
         for &ticket in chosen {
             let Some(vbd) = self.vbds.get_mut(ticket.slot).and_then(Option::as_mut) else { continue };
@@ -162,60 +171,70 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
                 continue;
             }
             let readonly = !connection.grants.persistent() && request.kind != Kind::Read;
-            let mut pages = Vec::with_capacity(request.segments.len());
             for segment in &request.segments {
-                let known = connection.grants.reuse(segment.gref);
-                if known.is_none() {
+                let kept = connection.grants.reuse(segment.gref);
+                if kept.is_none() {
                     maps.push(MapRequest { dom, gref: segment.gref, readonly, device: true });
                 }
-                pages.push((*segment, known));
+                known.push_back(kept);
             }
-            wanting.push((ticket, pages));
+            wanting.push(ticket);
         }
         let mut results = Vec::new();
         if !maps.is_empty() {
             self.map(&maps, &mut results);
         }
+        maps.clear();
+        self.maps = maps;
         let mut results = results.into_iter();
-        for (ticket, pages) in wanting {
-            let Some(vbd) = self.vbds.get_mut(ticket.slot).and_then(Option::as_mut) else { continue };
-            let Some(connection) = &mut vbd.connection else { continue };
-            let (mut held, mut data, mut refused) = (Vec::new(), Vec::new(), None);
-            let mut merged: u64 = 0;
-            for (segment, known) in pages {
-                let known = match known {
-                    Some(known) => known,
-                    None => match results.next() {
-                        Some(Ok(page)) => connection.grants.take_in(segment.gref, page, &mut self.garbage),
-                        Some(Err(error)) => {
-                            refused.get_or_insert(error);
-                            continue;
-                        }
-                        None => {
-                            refused.get_or_insert(MapError::NoRoom);
-                            continue;
-                        }
-                    },
-                };
-                held.push(known.0);
-                let offset = u64::from(segment.first_sect).saturating_mul(u64::from(SECTOR_SIZE));
-                let len = u32::from(segment.sectors().unwrap_or(0)).saturating_mul(SECTOR_SIZE);
-                merged = merged.saturating_add(u64::from(append(&mut data, known.1.saturating_add(offset), len)));
-            }
-            let Some(request) = connection.line.get_mut(ticket.index) else { continue };
-            vbd.stats.segments = vbd.stats.segments.saturating_add(request.segments.len() as u64);
-            vbd.stats.merged = vbd.stats.merged.saturating_add(merged);
-            let Some(error) = refused else {
-                (request.held, request.data) = (held, data);
-                continue;
+        for ticket in wanting {
+            self.take_pages(ticket, &mut known, &mut results, now_us);
+        }
+        known.clear();
+        self.known = known;
+    }
+
+    /// A request gets its pages: those that were kept, and the next of those that were mapped.
+    fn take_pages(
+        &mut self,
+        ticket: Ticket,
+        known: &mut Known<P::Page>,
+        results: &mut impl Iterator<Item = Result<Mapped<P::Page>, MapError>>,
+        now_us: u64,
+    ) {
+        let Some(vbd) = self.vbds.get_mut(ticket.slot).and_then(Option::as_mut) else { return };
+        let Some(connection) = &mut vbd.connection else { return };
+        let Some(request) = connection.line.get_mut(ticket.index) else { return };
+        let mut refused = None;
+        let mut merged: u64 = 0;
+        for segment in &request.segments {
+            let (held, base) = match known.pop_front().flatten() {
+                Some(kept) => kept,
+                None => match results.next().unwrap_or(Err(MapError::NoRoom)) {
+                    Ok(page) => connection.grants.take_in(segment.gref, page, &mut self.garbage),
+                    Err(error) => {
+                        refused.get_or_insert(error);
+                        continue;
+                    }
+                },
             };
-            held.into_iter().for_each(|held| connection.grants.release(held, &mut self.garbage));
-            match error {
-                MapError::NoRoom => self.retry_us = Some(now_us.saturating_add(RETRY_US)),
-                MapError::Refused(why) => {
-                    self.tell(ticket.slot, format_args!("a page of its frontend could not be mapped, status {why}"));
-                    self.finish(ticket.slot, ticket.index, rsp::ERROR);
-                }
+            request.held.push(held);
+            let addr = base.saturating_add(u64::from(segment.first_sect).saturating_mul(u64::from(SECTOR_SIZE)));
+            let len = u32::from(segment.sectors().unwrap_or(0)).saturating_mul(SECTOR_SIZE);
+            merged = merged.saturating_add(u64::from(append(&mut request.data, addr, len)));
+        }
+        vbd.stats.segments = vbd.stats.segments.saturating_add(request.segments.len() as u64);
+        vbd.stats.merged = vbd.stats.merged.saturating_add(merged);
+        let Some(error) = refused else { return };
+        request.data.clear();
+        for held in request.held.drain(..) {
+            connection.grants.release(held, &mut self.garbage);
+        }
+        match error {
+            MapError::NoRoom => self.retry_us = Some(now_us.saturating_add(RETRY_US)),
+            MapError::Refused(why) => {
+                self.tell(ticket.slot, format_args!("a page of its frontend could not be mapped, status {why}"));
+                self.finish(ticket.slot, ticket.index, rsp::ERROR);
             }
         }
     }
@@ -225,7 +244,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         let Some(drive) = self.connection_of(ticket).map(|connection| connection.extent.drive) else { return false };
         let Some(info) = self.info(drive) else { return false };
         let mut any = false;
-        let mut segments = Vec::new();
+        let mut segments = core::mem::take(&mut self.segments);
         while self.disks.room(drive) > 0 {
             let Some(connection) = self.connection_of(ticket) else { break };
             let first = if mutated!(NoOffset) { 0 } else { connection.extent.first };
@@ -269,6 +288,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
             self.stats.commands = self.stats.commands.saturating_add(1);
             any = true;
         }
+        self.segments = segments;
         if any && mutated!(EarlyAnswer) {
             self.finish(ticket.slot, ticket.index, rsp::OKAY);
         }
