@@ -21,7 +21,7 @@ use abi::{DomId, EvtchnPort};
 use alloc::string::String;
 use alloc::vec::Vec;
 use hw::DmaMemory;
-use ring::{RingFault, SharedMem, Survivor};
+use ring::{Polling, RingFault, SharedMem, Survivor};
 use xenstore::Store;
 
 /// What can be chosen about a backend.
@@ -37,7 +37,7 @@ pub struct Config {
     pub indirect_segments: u16,
     /// Bytes a vbd may move before the others have their turn.
     pub quantum: u32,
-    /// How long to poll after the last work before arming, in microseconds.
+    /// How long to poll after the last work before arming, at most, in microseconds ([`Polling`]).
     pub spin_us: u64,
 }
 
@@ -49,7 +49,7 @@ impl Default for Config {
             ring_page_order: 2,
             indirect_segments: 128,
             quantum: 256 * 1024,
-            spin_us: 30,
+            spin_us: 400,
         }
     }
 }
@@ -167,9 +167,7 @@ pub struct Backend<P: Platform, D, M, S> {
     /// Pages to be unmapped.
     garbage: Vec<P::Page>,
     armed: bool,
-    last_work_us: u64,
-    /// How long it was usually quiet between work of late, in microseconds: polling pays only where that is short.
-    quiet_us: u64,
+    polling: Polling,
     /// Drives that are not there by then are missing.
     patience_until_us: u64,
     /// The hypervisor had no room for mappings: when to try again.
@@ -200,19 +198,13 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
             Err(error) => return Turn::Dead(error),
         };
         if worked {
-            let quiet = now_us.saturating_sub(self.last_work_us).min(self.config.spin_us.saturating_mul(8));
-            self.quiet_us = self.quiet_us.saturating_mul(7).saturating_add(quiet) / 8;
-            self.last_work_us = now_us;
+            self.polling.found(now_us);
         }
         if self.scan_due(worked, now_us) {
             self.scan(store);
             return Turn::Again;
         }
-        let polling = self.quiet_us <= self.config.spin_us;
-        if worked || polling && now_us.saturating_sub(self.last_work_us) < self.config.spin_us {
-            return Turn::Again;
-        }
-        if self.arm() {
+        if worked || self.polling.look_again(now_us) || self.arm() {
             return Turn::Again;
         }
         self.stats.waits = self.stats.waits.saturating_add(1);

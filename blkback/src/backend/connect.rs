@@ -16,7 +16,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use hw::DmaMemory;
-use ring::{Recovery, SharedMem};
+use ring::{Polling, Recovery, SharedMem};
 use xenstore::{Store, StoreError};
 
 /// Vbds that one backend serves.
@@ -74,8 +74,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
             scratch_of: None,
             garbage: Vec::new(),
             armed: false,
-            last_work_us: now_us,
-            quiet_us: 0,
+            polling: Polling::new(parts.config.spin_us),
             patience_until_us: now_us.saturating_add(DRIVE_PATIENCE_US),
             retry_us: None,
             watching: !known,

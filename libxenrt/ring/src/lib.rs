@@ -30,6 +30,7 @@ mod ids;
 mod mem;
 #[cfg(any(test, feature = "mutations"))]
 pub mod mutation;
+mod polling;
 mod survivor;
 #[cfg(feature = "test-page")]
 mod test_page;
@@ -40,6 +41,7 @@ pub use fault::{AttachError, FrontFault, Mismatch, RingFault};
 pub use front::{FrontRing, Full};
 pub use ids::Ids;
 pub use mem::{Pages, SharedMem};
+pub use polling::Polling;
 pub use survivor::{Recovery, RingId, RingKind, SURVIVOR_OWNER, State, Survivor};
 #[cfg(feature = "test-page")]
 pub use test_page::TestPage;

@@ -30,7 +30,7 @@ pub use info::Info;
 pub use pool::Buffer;
 use pool::Pool;
 pub use request::{Completion, IoError, Op, Refusal, Refused, Request};
-use ring::FrontFault;
+use ring::{FrontFault, Polling};
 
 /// What a device costs this domain.
 #[derive(Clone, Copy, Debug)]
@@ -39,11 +39,13 @@ pub struct Options {
     pub pool_pages: u16,
     /// Logarithm of the ring's pages, where the backend offers so many; each page has 32 slots.
     pub ring_order: u32,
+    /// How long after an answer the next one is looked for before an event is asked for, at most, in microseconds ([`Polling`]).
+    pub spin_us: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { pool_pages: 512, ring_order: 1 }
+        Self { pool_pages: 512, ring_order: 1, spin_us: 400 }
     }
 }
 
@@ -161,6 +163,9 @@ pub struct Blkfront {
     /// Ended without the ring's doing.
     ended: VecDeque<Completion>,
     counters: Counters,
+    polling: Polling,
+    /// Something has ended since `polling` was asked.
+    answered: bool,
 }
 
 impl Blkfront {
@@ -199,6 +204,8 @@ impl Blkfront {
             waiting: VecDeque::new(),
             ended: VecDeque::new(),
             counters: Counters::default(),
+            polling: Polling::new(options.spin_us),
+            answered: false,
         })
     }
 
@@ -308,6 +315,7 @@ impl Blkfront {
         let link = self.link.as_mut().filter(|_| self.broken.is_none() && self.established)?;
         match link.channel.completed(&self.info, &mut self.counters) {
             Ok(Some(completion)) => {
+                self.answered = true;
                 self.resubmit();
                 return Some(completion);
             }
@@ -371,10 +379,23 @@ impl Blkfront {
         self.kick();
     }
 
-    /// Asks the backend for a notification, then looks once more: true where there is nothing to do until one comes.
+    /// Asks the backend for a notification, then looks once more: true where there is nothing to do until one comes. False as well
+    /// for a while after an answer where the next is likely to be there sooner than an event would be: call again after the
+    /// domain's other work.
     pub fn idle(&mut self) -> bool {
-        let broken = self.broken.is_some();
-        self.ended.is_empty() && self.link.as_mut().is_none_or(|link| broken || !link.channel.arm())
+        if !self.ended.is_empty() {
+            return false;
+        }
+        let Some(link) = self.link.as_mut().filter(|_| self.broken.is_none()) else { return true };
+        let now_us = clock::now().as_micros();
+        if core::mem::take(&mut self.answered) {
+            self.polling.found(now_us);
+        }
+        // Without a request out there is nothing to look for.
+        if link.channel.in_flight() > 0 && self.polling.look_again(now_us) {
+            return false;
+        }
+        !link.channel.arm()
     }
 
     /// Serves a watch event if it is this device's; answers whether it was. The link may be gone or new afterwards.

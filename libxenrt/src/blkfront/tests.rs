@@ -27,7 +27,8 @@ fn info() -> Info {
 
 /// A frontend with a link, as after the negotiation.
 fn front(info: Info) -> Blkfront {
-    let mut disk = Blkfront::new(Device::of_test(), 51712, Options { pool_pages: 300, ring_order: 0 }).unwrap();
+    let mut disk =
+        Blkfront::new(Device::of_test(), 51712, Options { pool_pages: 300, ring_order: 0, spin_us: 0 }).unwrap();
     relink(&mut disk, info);
     disk
 }
