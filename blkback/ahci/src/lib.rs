@@ -203,7 +203,12 @@ impl<M: Mmio, D: DmaMemory, C: Clock> Disks for Ahci<M, D, C> {
             return known;
         }
         self.turn = self.turn.checked_add(1).filter(|t| *t < self.ports.len()).unwrap_or(0);
-        self.each(Port::poll);
+        // The last look before sleeping is at the registers.
+        if self.enabled {
+            self.each(Port::poll)
+        } else {
+            self.each(Port::peek)
+        }
         if self.fault.is_some() { None } else { self.reap() }
     }
 

@@ -158,6 +158,18 @@ impl DriveMemory {
         (status, error)
     }
 
+    /// Whether queued commands were said to be done since this was last asked: the FIS' second word has a bit for each (*Serial ATA* 3.2,
+    /// 10.5.7). A hint that costs no access to the device, nothing more.
+    pub fn take_hint<D: DmaMemory>(self, dma: &D) -> bool {
+        let at = self.at(FISES.saturating_add(SET_DEVICE_BITS).saturating_add(4));
+        let hint = dma.load_acquire(at) != 0;
+        if hint {
+            // Before the registers are read: what is done after that leaves the next hint.
+            dma.write(at, 0);
+        }
+        hint
+    }
+
     /// Forgets it.
     pub fn clear_device_bits<D: DmaMemory>(self, dma: &D) {
         dma.write(self.at(FISES.saturating_add(SET_DEVICE_BITS)), 0);

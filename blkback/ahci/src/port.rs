@@ -76,6 +76,8 @@ pub struct Port {
     pub(crate) plan: Plan,
     /// When the port is looked at without being asked, while it has commands.
     pub(crate) glance_at: u64,
+    /// The drive said in memory that queued commands are done, the registers did not yet.
+    hinted: bool,
     /// A drive went; a drive came. In this order.
     pub(crate) went: bool,
     pub(crate) came: bool,
@@ -102,6 +104,7 @@ impl Port {
             phase: Phase::Empty,
             plan: Plan::default(),
             glance_at: 0,
+            hinted: false,
             went: false,
             came: false,
             stats: DriveStats::default(),
@@ -242,6 +245,20 @@ impl Port {
         if hw.is_gone() { Fault::Gone } else { Fault::Impossible { drive: self.drive, found } }
     }
 
+    /// Looks which commands are over, but at the registers only where memory says that it is worth it. Reading a register costs a trip to
+    /// the device (and in an emulator keeps the device from its work), and who polls would do little else. What memory does not
+    /// tell, [`Port::tick`] finds at its next glance.
+    pub fn peek<M: Mmio, D: DmaMemory, C: Clock>(&mut self, hw: &Hw<M, D, C>) -> Result<(), Fault> {
+        let (Some(memory), Phase::Running, None) = (self.memory, &self.phase, self.slots.leader()) else {
+            return self.poll(hw);
+        };
+        if self.slots.issued() == 0 {
+            return Ok(());
+        }
+        self.hinted |= memory.take_hint(&hw.dma) || failed(memory.device_bits(&hw.dma).0);
+        if self.hinted { self.poll(hw) } else { Ok(()) }
+    }
+
     /// Looks which commands are over, without looking at causes of interrupts.
     pub fn poll<M: Mmio, D: DmaMemory, C: Clock>(&mut self, hw: &Hw<M, D, C>) -> Result<(), Fault> {
         let given = self.slots.given();
@@ -276,6 +293,7 @@ impl Port {
 
     fn finish_queued<M: Mmio, D: DmaMemory, C: Clock>(&mut self, hw: &Hw<M, D, C>, memory: DriveMemory, done: u32) {
         if done != 0 {
+            self.hinted = false;
             let flushes = self.slots.finish(done);
             self.turn_into_flushes(hw, memory, flushes);
         }

@@ -58,8 +58,10 @@ pub struct Drive<D> {
 
 impl<D: Disks> Drive<D> {
     /// The drive `id` with `pool_bytes` for data and `depth` requests at once; `None` where there is no such drive or memory.
-    pub fn new(disks: D, id: DriveId, pool_bytes: usize, depth: usize) -> Option<Self> {
+    pub fn new(mut disks: D, id: DriveId, pool_bytes: usize, depth: usize) -> Option<Self> {
         let info = *disks.info(id)?;
+        disks.interrupts_enable(true);
+        disks.interrupts_enable(false);
         let pool = DmaRegion::alloc(pool_bytes)?;
         let used = Rc::new(RefCell::new(alloc::vec![false; pool.len_bytes() / PAGE]));
         let mut buffers = Vec::new();
@@ -67,9 +69,8 @@ impl<D: Disks> Drive<D> {
         Some(Self { disks, id, info, pool, used, buffers })
     }
 
-    /// Interrupts are off: asks the controller what has happened.
+    /// Interrupts are off: the driver looks by itself.
     pub fn poll(&mut self) {
-        self.disks.interrupt();
         self.disks.tick();
     }
 
