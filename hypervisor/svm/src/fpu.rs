@@ -108,8 +108,17 @@ impl FpuState {
         let [d0, d1, d2, d3] = &mut self.debug;
         // SAFETY: reading debug registers in ring 0; DR7 of the host is disabled.
         unsafe {
-            asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3",
-                 out(reg) * d0, out(reg) * d1, out(reg) * d2, out(reg) * d3, options(nomem, nostack, preserves_flags));
+            asm!(
+                "mov {}, dr0",
+                "mov {}, dr1",
+                "mov {}, dr2",
+                "mov {}, dr3",
+                out(reg) * d0,
+                out(reg) * d1,
+                out(reg) * d2,
+                out(reg) * d3,
+                options(nomem, nostack, preserves_flags)
+            );
         }
     }
     /// Puts them on this CPU.
@@ -124,7 +133,9 @@ impl FpuState {
         }
         if self.xcr0 & AVX != 0 {
             // SAFETY: AVX is on; the area was made by XSAVE, or by FXSAVE with the header of `default`: nothing reserved is set.
-            unsafe { asm!("xrstor64 [{}]", in(reg) area, in("eax") COMPONENTS, in("edx") 0, options(nostack, preserves_flags)) };
+            unsafe {
+                asm!("xrstor64 [{}]", in(reg) area, in("eax") COMPONENTS, in("edx") 0, options(nostack, preserves_flags))
+            };
         } else {
             // SAFETY: the image was made by FXSAVE or by `default`: no reserved MXCSR bit is set.
             unsafe { asm!("fxrstor64 [{}]", in(reg) area, options(nostack, preserves_flags)) };
@@ -144,7 +155,8 @@ mod tests {
 
     #[test]
     fn xcr0_is_x87_with_sse_with_avx() {
-        let valid: Vec<u64> = (0..16).chain([u64::MAX, 1 << 9 | COMPONENTS, 1 << 63 | X87]).filter(|&v| is_valid(v)).collect();
+        let valid: Vec<u64> =
+            (0..16).chain([u64::MAX, 1 << 9 | COMPONENTS, 1 << 63 | X87]).filter(|&v| is_valid(v)).collect();
         assert_eq!(valid, [X87, X87 | SSE, COMPONENTS]);
     }
 

@@ -50,7 +50,9 @@ fn run() {
             commit(&mut report);
         }
     }
-    for (kind, commit) in [("store", store::store as fn(&mut Report)), ("device", abuses::device), ("blk", blk::blk), ("avx", avx::avx)] {
+    for (kind, commit) in
+        [("store", store::store as fn(&mut Report)), ("device", abuses::device), ("blk", blk::blk), ("avx", avx::avx)]
+    {
         if has(kind) {
             report.begin(kind);
             commit(&mut report);

@@ -175,7 +175,8 @@ impl Scenario {
         cargo::build_freestanding(&[(bare::PACKAGE, &[])])?;
         let drives = Drives::open(&self.system)?;
         let config: String = keys.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
-        let mut machine = bare::Bare::start(&self.system, &drives, &paths::executable(bare::PACKAGE), &config, false)?;
+        let iommu = keys.get("iommu").is_some_and(|on| on != "0");
+        let mut machine = bare::Bare::start(&self.system, &drives, &paths::executable(bare::PACKAGE), &config, iommu)?;
         let ended = machine.wait_for_end(self.spec.deadline.0);
         if verbose {
             machine.console.since(0).iter().for_each(|line| println!("{}", line.full()));
