@@ -3,7 +3,7 @@
 //!
 //! Configuration (`[domain.config]` of the system manifest) beside that of every driver domain, all optional; defaults and meaning are
 //! those of [`Config`] except for `mappings`: `mappings` (4096), `persistent`, `ring-page-order`, `indirect-segments`, `quantum-kib`,
-//! `spin-us`.
+//! `spin-us` (0 = never look before blocking).
 #![cfg_attr(target_os = "none", no_std)]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
