@@ -245,9 +245,8 @@ impl Port {
         if hw.is_gone() { Fault::Gone } else { Fault::Impossible { drive: self.drive, found } }
     }
 
-    /// Looks which commands are over, but at the registers only where memory says that it is worth it. Reading a register costs a trip to
-    /// the device (and in an emulator keeps the device from its work), and who polls would do little else. What memory does not
-    /// tell, [`Port::tick`] finds at its next glance.
+    /// Looks which commands are over, but at the registers, which cost a trip to the device, only where memory says that it is worth it.
+    /// What memory does not tell, [`Port::tick`] finds at its next glance.
     pub fn peek<M: Mmio, D: DmaMemory, C: Clock>(&mut self, hw: &Hw<M, D, C>) -> Result<(), Fault> {
         let (Some(memory), Phase::Running, None) = (self.memory, &self.phase, self.slots.leader()) else {
             return self.poll(hw);
