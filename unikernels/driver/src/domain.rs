@@ -1,11 +1,11 @@
 //! The life of a driver domain: start, turns, sleep, and the end that the crash kind `dma` asks for.
 //!
 //! The order of the start is that of an outage: the device is brought to rest first, then the backend takes up the rings of its
-//! frontends, and only then comes what can wait (the watchdog, statistics, the line that tells of the start).
+//! frontends, and only then comes what can wait (the loop's watchdog, statistics, the line that tells of the start).
 //!
 //! Configuration (`[domain.config]` of the system manifest) that every driver domain knows, all optional: `watchdog-ms` (default 20,
-//! 0 = none), `dma-target` (where the crash kind `dma` points the device, default: behind this domain's RAM), and for tests `crash` and
-//! `crash-times` ([`crash::configured`]).
+//! 0 = none, also for the start), `start-ms` (what a start may take, default 20000), `dma-target` (where the crash kind `dma` points
+//! the device, default: behind this domain's RAM), and for tests `crash` and `crash-times` ([`crash::configured`]).
 
 use crate::channels::Channels;
 use crate::function::Function;
@@ -24,6 +24,9 @@ use libxenrt::{Instant, SharedPage, clock, crash, event, identity, store, surviv
 
 /// Longer than the longest step of a turn, short against what people notice.
 const WATCHDOG_MS: u64 = 20;
+/// Longer than any start whose device still answers (a drive may take seconds to come back from a reset): without it a start that
+/// hangs would never end.
+const START_MS: u64 = 20_000;
 /// When the start is told of.
 const BIRTH_DELAY: Duration = Duration::from_millis(200);
 /// How long a device that was pointed at a foreign frame may take to be stopped.
@@ -149,23 +152,30 @@ impl<B: Backend> Domain<B> {
         start: impl FnOnce(D, &mut Setting) -> Result<B, String>,
     ) -> Result<Self, String> {
         let begun = clock::now();
-        let function = Function::open()?;
-        let driver = bring_up(&function)?;
-        let device_ready = clock::now();
+        let watchdog_ms = config().number("watchdog-ms").unwrap_or(WATCHDOG_MS);
+        let watch = |ms: u64| match watchdog_ms {
+            0 => Ok(None),
+            _ => Watchdog::arm(ms).map(Some).map_err(|e| format!("watchdog: {e}")),
+        };
+        let patience = watch(config().number("start-ms").unwrap_or(START_MS))?;
         let mut setting = Setting::new()?;
         if let Some(order) = crash::configured(&setting.config, setting.me.generation) {
             crash::arm(order);
         }
+        crash::point();
+        let function = Function::open()?;
+        let driver = bring_up(&function)?;
+        let device_ready = clock::now();
         let interrupt = function.device().interrupt().map_err(|e| format!("interrupt: {e:?}"))?;
         let mut backend = start(driver, &mut setting)?;
-        let Setting { me, config, mut store, .. } = setting;
+        let Setting { me, mut store, .. } = setting;
         // For the control domain's history; nobody waits for the answer.
         if let Err(e) = store.0.post("control/serving", &format!("{}", me.generation)) {
             log::warn!("control/serving: {e:?}");
         }
-        let watchdog_ms = config.number("watchdog-ms").unwrap_or(WATCHDOG_MS);
-        if watchdog_ms != 0 {
-            backend.channels().watch(Watchdog::arm(watchdog_ms).map_err(|e| format!("watchdog: {e}"))?);
+        drop(patience);
+        if let Some(watchdog) = watch(watchdog_ms)? {
+            backend.channels().watch(watchdog);
         }
         let birth = Birth { generation: me.generation, begun, device_ready, serving: clock::now() };
         Ok(Self {
