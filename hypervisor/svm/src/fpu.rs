@@ -9,6 +9,7 @@
 
 use core::arch::{asm, x86_64::__cpuid_count};
 use x86_64::registers::control::{Cr4, Cr4Flags};
+use x86_64::registers::debug::{DebugAddressRegister, Dr0, Dr1, Dr2, Dr3};
 
 /// XCR0: x87, which is always on.
 const X87: u64 = 1;
@@ -105,21 +106,7 @@ impl FpuState {
             // SAFETY: 512 bytes, aligned by the type.
             unsafe { asm!("fxsave64 [{}]", in(reg) area, options(nostack, preserves_flags)) };
         }
-        let [d0, d1, d2, d3] = &mut self.debug;
-        // SAFETY: reading debug registers in ring 0; DR7 of the host is disabled.
-        unsafe {
-            asm!(
-                "mov {}, dr0",
-                "mov {}, dr1",
-                "mov {}, dr2",
-                "mov {}, dr3",
-                out(reg) * d0,
-                out(reg) * d1,
-                out(reg) * d2,
-                out(reg) * d3,
-                options(nomem, nostack, preserves_flags)
-            );
-        }
+        self.debug = [Dr0::read(), Dr1::read(), Dr2::read(), Dr3::read()];
     }
     /// Puts them on this CPU.
     ///
@@ -140,12 +127,12 @@ impl FpuState {
             // SAFETY: the image was made by FXSAVE or by `default`: no reserved MXCSR bit is set.
             unsafe { asm!("fxrstor64 [{}]", in(reg) area, options(nostack, preserves_flags)) };
         }
+        // Addresses only; what they do is in DR7, which VMRUN switches.
         let [d0, d1, d2, d3] = self.debug;
-        // SAFETY: addresses only; what they do is in DR7, which VMRUN switches.
-        unsafe {
-            asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
-                 in(reg) d0, in(reg) d1, in(reg) d2, in(reg) d3, options(nomem, nostack, preserves_flags));
-        }
+        Dr0::write(d0);
+        Dr1::write(d1);
+        Dr2::write(d2);
+        Dr3::write(d3);
     }
 }
 
