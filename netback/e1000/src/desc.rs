@@ -62,7 +62,8 @@ impl Context {
         Some(Self { words: [0, u32::from(tucss) | u32::from(tucso) << 8, cmd::DEXT | tcp, 0] })
     }
 
-    /// For segments of a frame of `frame_len` bytes. `None` where the headers contradict each other or the device's fields.
+    /// For segments of a frame of `frame_len` bytes. `None` where the headers contradict each other or the device's fields, and for IPv6,
+    /// which is not given to this device (`lib.rs`, `caps`).
     #[must_use]
     pub fn segmentation(sum: Checksum, gso: Gso, frame_len: u32) -> Option<Self> {
         let tucss = u8::try_from(sum.start).ok()?;
@@ -70,13 +71,10 @@ impl Context {
         let hdrlen = u8::try_from(gso.header_len).ok()?;
         let payload = frame_len.checked_sub(u32::from(hdrlen))?;
         let network_len = u32::from(tucss).checked_sub(ETHERNET_HEADER)?;
-        let least = match gso.kind {
-            GsoKind::TcpV4 => 20,
-            GsoKind::TcpV6 => 40,
-        };
         // At least an IP header before the TCP header, a TCP header behind it, payload, and a length of 20 bits.
-        let sane = sum.offset == 16
-            && network_len >= least
+        let sane = gso.kind == GsoKind::TcpV4
+            && sum.offset == 16
+            && network_len >= 20
             && u32::from(hdrlen).checked_sub(u32::from(tucss)).is_some_and(|tcp| tcp >= 20)
             && gso.mss > 0
             && payload > 0
@@ -84,16 +82,12 @@ impl Context {
         if !sane {
             return None;
         }
-        // IPCSS, IPCSO and IPCSE: for IPv6 there is no sum, but the start tells where the length field is.
-        let (ipcso, ipcse, ip) = match gso.kind {
-            GsoKind::TcpV4 => (ETHERNET_HEADER.saturating_add(10), u32::from(tucss).saturating_sub(1), cmd::IP),
-            GsoKind::TcpV6 => (0, 0, 0),
-        };
+        let (ipcso, ipcse) = (ETHERNET_HEADER.saturating_add(10), u32::from(tucss).saturating_sub(1));
         Some(Self {
             words: [
                 ETHERNET_HEADER | ipcso << 8 | ipcse << 16,
                 u32::from(tucss) | u32::from(tucso) << 8,
-                payload | cmd::DEXT | cmd::TSE | cmd::TCP | ip,
+                payload | cmd::DEXT | cmd::TSE | cmd::TCP | cmd::IP,
                 u32::from(hdrlen) << 8 | u32::from(gso.mss) << 16,
             ],
         })
@@ -111,8 +105,8 @@ impl Context {
 pub struct Offload {
     /// Insert the TCP or UDP checksum of the context.
     pub checksum: bool,
-    /// Cut as the context says; the value tells whether there is an IPv4 header whose sum is made as well.
-    pub segment: Option<GsoKind>,
+    /// Cut as the context says, and make the IPv4 header's sum of each segment.
+    pub segment: bool,
 }
 
 /// A TCP/IP data descriptor (3.3.7) of `len` bytes at `addr`. Status is reported where [`TX_RS`] is added to word 2.
@@ -123,11 +117,9 @@ pub fn data(addr: u64, len: u32, offload: Offload, end: bool) -> Words {
     if offload.checksum {
         popts |= POPTS_TXSM;
     }
-    if let Some(kind) = offload.segment {
+    if offload.segment {
         command |= cmd::TSE;
-        if kind == GsoKind::TcpV4 {
-            popts |= POPTS_IXSM;
-        }
+        popts |= POPTS_IXSM;
     }
     if end {
         command |= cmd::EOP;
@@ -202,14 +194,6 @@ mod tests {
     }
 
     #[test]
-    fn segmentation_context_of_ipv6() {
-        // 14 + 40 + 20 = 74 bytes of headers; TUCSS 54, TUCSO 70 = 0x46; TUCMD = DEXT | TSE | TCP = 0x25.
-        let gso = Gso { kind: GsoKind::TcpV6, mss: 1440, header_len: 74 };
-        let c = Context::segmentation(Checksum { start: 54, offset: 16 }, gso, 74 + 2880).unwrap();
-        assert_eq!(c.words(), [0x0000_000e, 0x0000_4636, 0x2500_0b40, 0x05a0_4a00]);
-    }
-
-    #[test]
     fn impossible_segmentation_is_refused() {
         let sum = Checksum { start: 34, offset: 16 };
         let ok = Gso { kind: GsoKind::TcpV4, mss: 1448, header_len: 66 };
@@ -218,7 +202,7 @@ mod tests {
             (sum, Gso { mss: 0, ..ok }, 3000),
             (sum, Gso { header_len: 53, ..ok }, 3000),
             (sum, Gso { header_len: 256, ..ok }, 3000),
-            (sum, Gso { kind: GsoKind::TcpV6, ..ok }, 3000),
+            (Checksum { start: 54, offset: 16 }, Gso { kind: GsoKind::TcpV6, mss: 1440, header_len: 74 }, 3000),
             (Checksum { start: 33, offset: 16 }, ok, 3000),
             (Checksum { start: 10, offset: 16 }, ok, 3000),
             (Checksum { start: 34, offset: 6 }, ok, 3000),
@@ -236,12 +220,11 @@ mod tests {
         // DCMD = IDE | DEXT | IFCS (| EOP), DTYP = 1.
         assert_eq!(data(addr, 1514, Offload::default(), true), [0x2345_6780, 1, 0xa310_05ea, 0]);
         assert_eq!(data(addr, 1514, Offload::default(), false), [0x2345_6780, 1, 0xa210_05ea, 0]);
-        let sum = Offload { checksum: true, segment: None };
+        let sum = Offload { checksum: true, segment: false };
         assert_eq!(data(addr, 60, sum, true), [0x2345_6780, 1, 0xa310_003c, 0x200]);
-        let v4 = Offload { checksum: true, segment: Some(GsoKind::TcpV4) };
-        assert_eq!(data(addr, 4096, v4, false), [0x2345_6780, 1, 0xa610_1000, 0x300]);
-        let v6 = Offload { checksum: true, segment: Some(GsoKind::TcpV6) };
-        assert_eq!(data(addr, 4096, v6, true), [0x2345_6780, 1, 0xa710_1000, 0x200]);
+        let cut = Offload { checksum: true, segment: true };
+        assert_eq!(data(addr, 4096, cut, false), [0x2345_6780, 1, 0xa610_1000, 0x300]);
+        assert_eq!(data(addr, 4096, cut, true), [0x2345_6780, 1, 0xa710_1000, 0x300]);
     }
 
     #[test]

@@ -211,20 +211,17 @@ impl State {
         let w = self.segment.words;
         let (payload, header, mss) = ((w[2] & 0xf_ffff) as usize, (w[3] >> 8 & 0xff) as usize, (w[3] >> 16) as usize);
         assert_eq!(frame.len(), header + payload, "PAYLEN");
+        assert!(w[2] & 1 << 25 != 0, "IPv6, whose segments get a wrong length from QEMU's device");
         let (ip, tcp) = ((w[0] & 0xff) as usize, (w[1] & 0xff) as usize);
         let chunks: Vec<&[u8]> = frame[header..].chunks(mss).collect();
         for (i, chunk) in chunks.iter().enumerate() {
             let mut f = frame[..header].to_vec();
             f.extend_from_slice(chunk);
             let ip_payload = (f.len() - tcp) as u16;
-            if w[2] & 1 << 25 != 0 {
-                let total = (f.len() - ip) as u16;
-                f[ip + 2..ip + 4].copy_from_slice(&total.to_be_bytes());
-                let id = u16::from_be_bytes([f[ip + 4], f[ip + 5]]).wrapping_add(i as u16);
-                f[ip + 4..ip + 6].copy_from_slice(&id.to_be_bytes());
-            } else {
-                f[ip + 4..ip + 6].copy_from_slice(&ip_payload.to_be_bytes());
-            }
+            let total = (f.len() - ip) as u16;
+            f[ip + 2..ip + 4].copy_from_slice(&total.to_be_bytes());
+            let id = u16::from_be_bytes([f[ip + 4], f[ip + 5]]).wrapping_add(i as u16);
+            f[ip + 4..ip + 6].copy_from_slice(&id.to_be_bytes());
             let seq = u32::from_be_bytes(f[tcp + 4..tcp + 8].try_into().unwrap()).wrapping_add((i * mss) as u32);
             f[tcp + 4..tcp + 8].copy_from_slice(&seq.to_be_bytes());
             if i + 1 < chunks.len() {

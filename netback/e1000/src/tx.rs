@@ -131,9 +131,9 @@ impl TxRing {
         token: u32,
     ) -> Result<(), TxError> {
         let (context, offload) = self.plan(segments, meta)?;
-        let new_context = context.filter(|c| offload.segment.is_some() || self.context != Some(*c));
+        let new_context = context.filter(|c| offload.segment || self.context != Some(*c));
         let (last, body) = segments.split_last().ok_or(TxError::BadSegments(0))?;
-        let split = offload.segment.is_some() && last.len > TAIL;
+        let split = offload.segment && last.len > TAIL;
         let need = u16::try_from(segments.len())
             .unwrap_or(u16::MAX)
             .saturating_add(u16::from(split))
@@ -145,7 +145,7 @@ impl TxRing {
 
         if let Some(c) = new_context {
             self.push(dma, c.words());
-            if offload.segment.is_none() {
+            if !offload.segment {
                 self.context = Some(c);
             }
         }
@@ -197,14 +197,14 @@ impl TxRing {
             (None, None) => Ok((None, Offload::default())),
             (Some(sum), None) => {
                 let context = Context::checksum(sum).ok_or(TxError::BadChecksum(sum))?;
-                Ok((Some(context), Offload { checksum: true, segment: None }))
+                Ok((Some(context), Offload { checksum: true, segment: false }))
             }
             (None, Some(gso)) => Err(TxError::BadGso(gso)),
             (Some(sum), Some(gso)) => {
                 let wire = u32::from(gso.header_len).saturating_add(u32::from(gso.mss));
                 let context = Context::segmentation(sum, gso, len).filter(|_| wire <= self.max_frame);
                 let context = context.ok_or(TxError::BadGso(gso))?;
-                Ok((Some(context), Offload { checksum: true, segment: Some(gso.kind) }))
+                Ok((Some(context), Offload { checksum: true, segment: true }))
             }
         }
     }
