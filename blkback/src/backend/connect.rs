@@ -113,17 +113,8 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
 
     /// The store says that something at `path` changed. The next turns look at it.
     pub fn store_changed(&mut self, path: &str) {
-        let mut relevant = path.starts_with(&xenbus::root(self.me, KIND));
-        for vbd in self.vbds.iter().flatten() {
-            let below = |directory: &str| path.strip_prefix(directory).filter(|r| r.is_empty() || r.starts_with('/'));
-            if let Some(below) = below(&vbd.back) {
-                // Of our own nodes only those that others write; the directory itself when it is made or removed.
-                relevant = matches!(below, "" | "/source" | "/mode" | "/frontend" | "/online");
-                break;
-            }
-            relevant |= below(&vbd.front).is_some();
-        }
-        if relevant {
+        let vbds = self.vbds.iter().flatten().map(|vbd| (vbd.back.as_str(), vbd.front.as_str()));
+        if xenbus::concerns(path, (self.me, KIND), vbds, &["source", "mode", "frontend", "online"]) {
             self.look_again();
         }
     }

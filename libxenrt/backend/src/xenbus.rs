@@ -51,6 +51,29 @@ pub fn parse_state(value: Option<&str>) -> XenbusState {
     value.map_or(XenbusState::Unknown, XenbusState::parse)
 }
 
+/// The rest of `path` where it is `directory` ("") or below it ("/rules"): `vif/1/10` is not below `vif/1/1`.
+fn beyond<'a>(path: &'a str, directory: &str) -> Option<&'a str> {
+    path.strip_prefix(directory).filter(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Does a change at `path` concern the backend of `kind` that serves `devices` (their directories on our side and their frontends')? Of
+/// their nodes on our side only `nodes` do, which others write, and the directory itself, which is made and removed.
+pub fn concerns<'a>(
+    path: &str,
+    (me, kind): (DomId, &str),
+    devices: impl IntoIterator<Item = (&'a str, &'a str)>,
+    nodes: &[&str],
+) -> bool {
+    let mut relevant = beyond(path, &root(me, kind)).is_some();
+    for (back, front) in devices {
+        if let Some(rest) = beyond(path, back) {
+            return rest.strip_prefix('/').is_none_or(|node| nodes.contains(&node));
+        }
+        relevant |= beyond(path, front).is_some();
+    }
+    relevant
+}
+
 /// A device whose directory on our side names its frontend's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found<const B: usize, const F: usize> {
@@ -185,6 +208,28 @@ mod tests {
         assert_eq!(step(InitWait, Connected, false), Step::Connect);
         assert_eq!(step(Closing, Connected, false), Step::Stay, "closed for a breach, stays closed");
         assert_eq!(step(Connected, Initialising, false), Step::Offer);
+    }
+
+    #[test]
+    fn a_device_does_not_hide_one_whose_number_begins_alike() {
+        let (one, ten) = ("/local/domain/7/backend/vif/1/1", "/local/domain/7/backend/vif/1/10");
+        let fronts = ("/local/domain/1/device/vif/1", "/local/domain/1/device/vif/10");
+        let concerns = |path: &str, devices: &[(&str, &str)]| {
+            super::concerns(path, (DomId(7), "vif"), devices.iter().copied(), &["rules", "mac"])
+        };
+        for devices in [[(one, fronts.0), (ten, fronts.1)], [(ten, fronts.1), (one, fronts.0)]] {
+            for back in [one, ten] {
+                assert!(concerns(back, &devices), "{back} is made or removed");
+                assert!(concerns(&format!("{back}/rules"), &devices));
+                assert!(!concerns(&format!("{back}/state"), &devices), "we wrote it ourselves");
+                assert!(!concerns(&format!("{back}/rules/more"), &devices));
+            }
+        }
+        // Before the second device is known, all of it is news.
+        assert!(concerns(&format!("{ten}/state"), &[(one, fronts.0)]));
+        assert!(concerns("/local/domain/1/device/vif/1/state", &[(one, fronts.0)]));
+        assert!(!concerns("/local/domain/1/device/vif/10/state", &[(one, fronts.0)]), "nobody's yet");
+        assert!(concerns("/local/domain/7/backend/vif", &[]) && !concerns("/local/domain/7/backend/vifs", &[]));
     }
 
     #[test]

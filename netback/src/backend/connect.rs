@@ -158,16 +158,8 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
 
     /// The store says that something at `path` changed. The next turns look at it.
     pub fn store_changed(&mut self, path: &str) {
-        let root = xenbus::root(self.me, KIND);
-        let mut relevant = path.starts_with(&root);
-        for vif in self.vifs.iter().flatten() {
-            if let Some(below) = path.strip_prefix(vif.back.as_str()) {
-                // Of our own nodes only those that others write; the directory itself when it is made or removed.
-                relevant = matches!(below, "" | "/rules" | "/mac" | "/frontend" | "/online");
-                break;
-            }
-            relevant |= path.starts_with(vif.front.as_str());
-        }
+        let vifs = self.vifs.iter().flatten().map(|vif| (vif.back.as_str(), vif.front.as_str()));
+        let relevant = xenbus::concerns(path, (self.me, KIND), vifs, &["rules", "mac", "frontend", "online"]);
         if relevant && self.scan_since_us.is_none() {
             self.scan_since_us = Some(self.platform.now_us());
         }
