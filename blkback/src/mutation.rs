@@ -16,6 +16,8 @@ pub enum Mutation {
     NoFlush,
     /// A write is answered when the drive has it, not when it is done.
     EarlyAnswer,
+    /// A kept list of segments may be evicted before the request has read it that was taken with it.
+    EarlyEviction,
     /// Data is unmapped while the drive may still move it.
     EarlyUnmap,
     /// The vbd's first sector is left out.

@@ -5,7 +5,7 @@ use crate::disk::Disks;
 use crate::grants::Held;
 use crate::request::{self, Asked, Data, Kind, Limits, Name};
 use crate::vbd::Connection;
-use crate::{MapError, MapRequest, Mapped, Platform};
+use crate::{MapError, MapRequest, Mapped, Platform, mutated};
 use abi::GrantRef;
 use abi::io::blkif::{REQUEST_WORDS, rsp};
 use alloc::vec::Vec;
@@ -88,6 +88,11 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
             if let Ok(Asked { data: Data::Indirect(gref, _), .. }) = &asked {
                 pinned = connection.lists.reuse(*gref).map(|(held, _)| held);
                 mapping = pinned.is_none();
+                if mutated!(EarlyEviction)
+                    && let Some(held) = pinned.take()
+                {
+                    connection.lists.release(held, &mut self.garbage);
+                }
                 if mapping {
                     maps.push(MapRequest { dom: frontend, gref: *gref, readonly: true, device: false });
                     pages = pages.saturating_sub(1);

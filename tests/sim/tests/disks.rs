@@ -63,6 +63,22 @@ fn one_death_at_every_point() {
     assert!(deaths > 1500 && replayed > 1000, "{deaths} {replayed}");
 }
 
+/// Fewer lists of segments are kept than the guests use, again and again.
+fn few_kept(mut scenario: Scenario) -> Scenario {
+    scenario.config.persistent = 2;
+    scenario.guests.iter_mut().for_each(|guest| guest.requests = 200);
+    scenario
+}
+
+#[test]
+fn a_kept_list_of_segments_is_there_when_its_request_is_read() {
+    for seed in 0..60 {
+        let scenario = few_kept(Scenario { seed, interleave: 4, ..Scenario::default() });
+        let outcome = holds(&scenario);
+        assert_eq!((outcome.errors, outcome.answered), (0, 400), "{outcome:?}");
+    }
+}
+
 /// Short lives and long ones; a life that dies while it takes up its rings leaves them to the next.
 fn lives(seed: u64) -> Vec<u64> {
     (0..12).map(|n| 20 + (seed.wrapping_mul(0x9E37_79B9) >> n) % (60 << (n % 4))).collect()
@@ -284,15 +300,25 @@ fn partitions_are_vbds_and_what_is_none_is_refused_with_its_reason() {
 #[test]
 fn every_mutation_is_noticed() {
     use Mutation::{
-        EarlyAnswer, EarlyFlush, EarlyUnmap, NoFlush, NoOffset, NoOverlapOrder, ReleaseWhenDone, ResetIsDone,
+        EarlyAnswer, EarlyEviction, EarlyFlush, EarlyUnmap, NoFlush, NoOffset, NoOverlapOrder, ReleaseWhenDone,
+        ResetIsDone,
     };
-    for mutation in
-        [EarlyAnswer, EarlyFlush, EarlyUnmap, NoFlush, NoOffset, NoOverlapOrder, ReleaseWhenDone, ResetIsDone]
-    {
+    for mutation in [
+        EarlyAnswer,
+        EarlyEviction,
+        EarlyFlush,
+        EarlyUnmap,
+        NoFlush,
+        NoOffset,
+        NoOverlapOrder,
+        ReleaseWhenDone,
+        ResetIsDone,
+    ] {
         let shows = |scenario: Scenario| !with(Some(mutation), || run(&scenario)).failures.is_empty();
         let noticed = (0..400u64).any(|seed| {
             let base = Scenario { seed, interleave: 4, ..Scenario::default() };
             match mutation {
+                EarlyEviction => shows(few_kept(base)),
                 ResetIsDone => shows(Scenario { device_faults: 60, ..base }),
                 NoFlush | EarlyFlush => shows(Scenario { power_loss: 60 + seed * 7, ..base }),
                 _ => shows(Scenario { deaths: lives(seed), ..base }),

@@ -56,7 +56,9 @@ impl Guest {
             pages.push(page);
         }
         let first = u64::from(self.chance(((size - sectors) / unit) as u32 + 1)) * unit;
-        let list = if many { self.free_lists.pop() } else { None };
+        // Any of them: backends keep few, and must part with one that others in the ring name.
+        let any = if many { self.chance(self.free_lists.len() as u32) as usize } else { 0 };
+        let list = many.then(|| self.free_lists.swap_remove(any));
         let case = self.judge.ask(operation, first, sectors);
         Some(Out { operation, first, sectors, segments, pages, list, case })
     }
