@@ -137,6 +137,8 @@ pub struct Domain {
     pub ram: Mutex<Vec<(Gfn, Mfn, u64)>>,
     /// RAM that it has taken out of its map and not yet put back (`XENMEM_decrease_reservation`).
     pub ballooned: Mutex<Vec<Mfn>>,
+    /// Where the filling of its memory goes on (guest-physical); 0 unless some of it was filled, and not all.
+    pub filled: AtomicU64,
     /// HVM parameters by number.
     pub hvm_params: Mutex<[u64; hvm::NR_PARAMS as usize]>,
     /// `xenolith::state`.

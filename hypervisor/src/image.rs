@@ -5,6 +5,7 @@ use crate::domain::{Domain, Segment};
 use crate::{deadlines, lifecycle, mem, percpu, run};
 use abi::{Errno, PAGE_SIZE, bundle, bundle::flags::DRIVER};
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering::SeqCst;
 use hv_core::frames::Owner;
 use hv_core::{Gfn, Mfn};
 
@@ -22,7 +23,8 @@ struct Span {
 /// Restores memory; the survivor page is left alone if `keep_survivor`. No vCPU and no device of the domain runs.
 ///
 /// # Errors
-/// `EAGAIN` where another domain stopped meanwhile: control has to hear of that first, whatever is half done here.
+/// `EAGAIN` after each part of a guest: to be called again, and goes on where it was. So who waits for the caller, or for its CPU,
+/// waits for a part only.
 pub fn restore(domain: &Domain, keep_survivor: bool) -> Result<(), Errno> {
     let end = domain.mem_frames() * PAGE;
     let survivor = domain.special_gfn(bundle::special::SURVIVOR).addr();
@@ -34,33 +36,39 @@ pub fn restore(domain: &Domain, keep_survivor: bool) -> Result<(), Errno> {
         at = segment.gpa + segment.bytes.len() as u64;
     }
     zero(domain, Span { start: at, end: if keep_survivor { survivor } else { end } })?;
-    zero(domain, Span { start: if keep_survivor { survivor + PAGE } else { end }, end })
+    zero(domain, Span { start: if keep_survivor { survivor + PAGE } else { end }, end })?;
+    domain.filled.store(0, SeqCst);
+    Ok(())
 }
 
-/// Parts of machine memory behind a span of guest memory, each with its guest-physical start; none is larger than [`PART`].
+/// Parts of machine memory behind what is not filled yet of a span of guest memory, each with its guest-physical start; none is larger
+/// than [`PART`].
 fn parts(domain: &Domain, span: Span) -> impl Iterator<Item = (u64, *mut u8, usize)> {
     domain.ram.lock().clone().into_iter().flat_map(move |(gfn, mfn, pages): Run| {
-        let start = span.start.max(gfn.addr());
+        let start = span.start.max(gfn.addr()).max(domain.filled.load(SeqCst));
         let end = span.end.min(gfn.addr() + pages * PAGE);
         let part = move |at| (at, mem::direct(mfn.addr() + (at - gfn.addr())), PART.min((end - at) as usize));
         (start..end).step_by(PART).map(part)
     })
 }
 
-/// After a part of that many bytes. A driver domain is filled to its end, as others may be waiting for it.
-fn breathe(domain: &Domain, len: usize) -> Result<(), Errno> {
-    if len == PART {
-        run::interrupt_window();
-        deadlines::expire(percpu::this());
+/// After a part of `len` bytes that ends at `end`. A driver domain is filled in one go, as others wait for it, and so is what is made
+/// before any domain runs.
+fn breathe(domain: &Domain, end: u64, len: usize) -> Result<(), Errno> {
+    run::interrupt_window();
+    deadlines::expire(percpu::this());
+    if len < PART || domain.record.flags & DRIVER != 0 || lifecycle::boot_ns() == 0 {
+        return Ok(());
     }
-    (len < PART || domain.record.flags & DRIVER != 0 || !lifecycle::has_events()).then_some(()).ok_or(Errno::EAGAIN)
+    domain.filled.store(end, SeqCst);
+    Err(Errno::EAGAIN)
 }
 
 fn zero(domain: &Domain, span: Span) -> Result<(), Errno> {
-    for (_, at, len) in parts(domain, span) {
+    for (gpa, at, len) in parts(domain, span) {
         // SAFETY: RAM of the domain (`Domain::ram`, owned by it), which holds no Rust value; nothing else uses it now.
         unsafe { mem::zero_bytes(at, len) };
-        breathe(domain, len)?;
+        breathe(domain, gpa + len as u64, len)?;
     }
     Ok(())
 }
@@ -76,7 +84,7 @@ fn copy(domain: &Domain, segment: &Segment) -> Result<(), Errno> {
             // SAFETY: the rest of the same ranges.
             unsafe { mem::copy_bytes(at.wrapping_add(whole), rest, len - whole) };
         }
-        breathe(domain, len)?;
+        breathe(domain, gpa + len as u64, len)?;
     }
     Ok(())
 }
@@ -85,7 +93,8 @@ fn copy(domain: &Domain, segment: &Segment) -> Result<(), Errno> {
 type Run = (Gfn, Mfn, u64);
 
 /// Before a restart: puts a fresh frame in the place of each that another domain still maps or copies. So what a peer does by
-/// a grant of the old instance never reaches the new one; the old frame is free when the peer lets go.
+/// a grant of the old instance never reaches the new one; the old frame is free when the peer lets go. Nobody can pin what is put in
+/// before the new instance grants it, so a restart in several calls finds none the second time.
 ///
 /// # Errors
 /// `ENOMEM`; the RAM is whole all the same.

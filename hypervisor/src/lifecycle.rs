@@ -74,16 +74,9 @@ pub fn next_event() -> Option<Event> {
     EVENTS.lock().pop()
 }
 
-/// Whether there are events not yet fetched.
-pub fn has_events() -> bool {
-    !EVENTS.lock().is_empty()
-}
-
 fn kick_all(domain: &Domain) {
-    for vcpu in &domain.vcpus {
-        if vcpu.in_guest.load(SeqCst) {
-            run::kick(vcpu.cpu.load(SeqCst));
-        }
+    for vcpu in domain.vcpus.iter().filter(|v| v.in_guest.load(SeqCst)) {
+        run::kick(vcpu.cpu.load(SeqCst));
     }
 }
 
@@ -92,9 +85,7 @@ fn kick_all(domain: &Domain) {
 /// # Errors
 /// `EINVAL` unless it runs.
 pub fn pause(domain: &Arc<Domain>) -> Result<(), Errno> {
-    if domain.paused.compare_exchange(0, pause::ADMIN, SeqCst, SeqCst).is_err() {
-        return Err(Errno::EINVAL);
-    }
+    domain.paused.compare_exchange(0, pause::ADMIN, SeqCst, SeqCst).map_err(|_| Errno::EINVAL)?;
     domain.state.store(xenolith::state::PAUSED, SeqCst);
     kick_all(domain);
     Ok(())
@@ -105,9 +96,7 @@ pub fn pause(domain: &Arc<Domain>) -> Result<(), Errno> {
 /// # Errors
 /// `EINVAL` unless it is paused.
 pub fn unpause(domain: &Arc<Domain>) -> Result<(), Errno> {
-    if domain.paused.compare_exchange(pause::ADMIN, 0, SeqCst, SeqCst).is_err() {
-        return Err(Errno::EINVAL);
-    }
+    domain.paused.compare_exchange(pause::ADMIN, 0, SeqCst, SeqCst).map_err(|_| Errno::EINVAL)?;
     domain.state.store(xenolith::state::RUNNING, SeqCst);
     for vcpu in &domain.vcpus {
         run::wake(vcpu);
@@ -149,13 +138,13 @@ pub fn prepare(domain: &Arc<Domain>) -> Result<(), &'static str> {
 /// Gives a domain that has none its memory, filled from the pristine image.
 ///
 /// # Errors
-/// A message for people; it has no memory then.
+/// A message for people; it has no memory then, unless `Domain::filled` says that there is more to be done.
 pub fn make(domain: &Arc<Domain>) -> Result<(), &'static str> {
-    if !loader::give_memory(domain) {
+    if domain.filled.load(SeqCst) == 0 && !loader::give_memory(domain) {
         return Err("there is too little free memory");
     }
-    let filled = image::restore(domain, false).map_err(|_| "another domain stopped meanwhile");
-    filled.and_then(|()| prepare(domain)).inspect_err(|_| forget(domain))?;
+    image::restore(domain, false).map_err(|_| "its memory is not filled yet")?;
+    prepare(domain).inspect_err(|_| forget(domain))?;
     domain.state.store(xenolith::state::STOPPED, SeqCst);
     Ok(())
 }
@@ -163,14 +152,17 @@ pub fn make(domain: &Arc<Domain>) -> Result<(), &'static str> {
 /// `DOM_CREATE`.
 ///
 /// # Errors
-/// `EINVAL` for a domain that has memory, `ENOMEM`, `EAGAIN` where control has to look after another domain first.
+/// `EINVAL` for a domain that has memory, `ENOMEM`, `EAGAIN` after each part of its memory: to be called again.
 pub fn create(domain: &Arc<Domain>) -> Result<(), Errno> {
     use xenolith::state::{DESTROYED, RESTARTING};
     domain.state.compare_exchange(DESTROYED, RESTARTING, SeqCst, SeqCst).map_err(|_| Errno::EINVAL)?;
     if let Err(why) = make(domain) {
-        log::warn!("{} (domain {}) cannot be made: {why}", domain.name, domain.id);
         domain.state.store(DESTROYED, SeqCst);
-        return Err(if has_events() { Errno::EAGAIN } else { Errno::ENOMEM });
+        if domain.filled.load(SeqCst) != 0 {
+            return Err(Errno::EAGAIN);
+        }
+        log::warn!("{} (domain {}) cannot be made: {why}", domain.name, domain.id);
+        return Err(Errno::ENOMEM);
     }
     enter(domain);
     Ok(())
@@ -264,7 +256,6 @@ pub fn restart(domain: &Arc<Domain>, caller: &Domain) -> Result<DomOp, Errno> {
     }
     let result = restart_phases(domain, &mut op, &mut phase);
     if let Err(e) = result {
-        log::warn!("{} (domain {}) cannot be restarted: {e}", domain.name, domain.id);
         domain.state.store(xenolith::state::STOPPED, SeqCst);
         domain.paused.store(pause::STOPPED, SeqCst);
         return Err(e);

@@ -16,7 +16,7 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use hv_core::frames::Owner;
 use hv_core::watchdog::Watchdogs;
 use hv_core::{Gfn, Mfn};
@@ -114,6 +114,7 @@ pub fn take_memory(domain: &Domain) {
     p2m.reclaim();
     drop(p2m);
     domain.ballooned.lock().clear();
+    domain.filled.store(0, SeqCst);
     let mut frames = mem::frames();
     for (_, first, pages) in domain.ram.lock().drain(..) {
         for mfn in (first.0..first.0 + pages).map(Mfn) {
@@ -161,6 +162,7 @@ fn build(bundle: &Bundle<'static>, d: &'static bundle::Domain, placed: &mut u32)
         iopm,
         ram: Mutex::new(Vec::new()),
         ballooned: Mutex::new(Vec::new()),
+        filled: AtomicU64::new(0),
         hvm_params: Mutex::new([0; hvm::NR_PARAMS as usize]),
         state: AtomicU32::new(xenolith::state::DESTROYED),
         paused: AtomicU32::new(pause::BUILDING),

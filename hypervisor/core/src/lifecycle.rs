@@ -27,11 +27,6 @@ impl EventQueue {
         }
     }
 
-    /// Whether there is none.
-    pub const fn is_empty(&self) -> bool {
-        self.events.is_empty()
-    }
-
     /// Takes the oldest.
     pub fn pop(&mut self) -> Option<Event> {
         if self.events.is_empty() { None } else { Some(self.events.remove(0)) }

@@ -1,7 +1,7 @@
 //! `event_channel_op`. The table is `hv_core::evtchn`; delivery is [`crate::events`].
 
 use super::Caller;
-use crate::{events, irq, lifecycle};
+use crate::{events, irq};
 use abi::evtchn::VIRQ_DOM_EXC;
 use abi::{DomId, Errno, EvtchnPort};
 use hv_core::args::EventChannelOp as Op;
@@ -28,7 +28,7 @@ pub fn call(caller: &Caller<'_>, cmd: u64, arg: u64) -> Result<i64, Errno> {
             op.port = events::table().bind_virq(own, op.virq, op.vcpu)?;
             let result = answer(caller, arg, &op, op.port)?;
             // A domain may have stopped before the control domain was ready to hear of it.
-            if op.virq == VIRQ_DOM_EXC && caller.domain.is_control() && lifecycle::has_events() {
+            if op.virq == VIRQ_DOM_EXC && caller.domain.is_control() {
                 events::tell_control();
             }
             Ok(result)

@@ -11,7 +11,8 @@ pub const INFO: u64 = 0;
 /// `(DomInfo)` *control*: IN `domid`, OUT the rest. ESRCH where there is none.
 pub const DOM_INFO: u64 = 1;
 /// `(DomOp)` *control*: restart in place from the pristine image (DESIGN §4); works in every state but `Destroyed`.
-/// OUT: the phases' durations. EAGAIN as of [`DOM_CREATE`]; the domain is stopped then.
+/// OUT: the phases' durations (of the last call). EAGAIN as of [`DOM_CREATE`], except for a driver domain, which others wait for; the
+/// domain is stopped then.
 pub const DOM_RESTART: u64 = 2;
 /// `(DomOp)` *control*: stop the domain's vCPUs.
 pub const DOM_PAUSE: u64 = 3;
@@ -38,8 +39,8 @@ pub const WATCHDOG_MS: u64 = 12;
 /// `arg` = exit code, by value, *control*: end the machine (QEMU: `isa-debug-exit` where the bundle's flags name it, else ACPI S5).
 pub const POWEROFF: u64 = 13;
 /// `(DomOp)` *control*: gives a domain that is [`state::DESTROYED`] memory and lets it run from its pristine image. ENOMEM: there
-/// is too little free memory, EINVAL: it has memory already, EAGAIN: another domain stopped meanwhile, which is to be fetched
-/// ([`NEXT_EVENT`]) before this is tried again; nothing was done.
+/// is too little free memory, EINVAL: it has memory already, EAGAIN: a part of its memory was filled, to be called again until all is;
+/// between the calls others can be served.
 pub const DOM_CREATE: u64 = 14;
 /// `(DomOp)` *control*: takes a stopped domain's memory; what it was is gone, its place in the bundle stays for
 /// [`DOM_CREATE`]. EBUSY: it is not [`state::STOPPED`] ([`DOM_KILL`] stops it).

@@ -38,6 +38,7 @@ pub fn boot() -> Result<Control, String> {
         history_dirty: true,
         later: Later::default(),
         round: 0,
+        watchdog: None,
     };
     control.find_domains()?;
     // Bound before anything is attached, so that no death goes unheard.

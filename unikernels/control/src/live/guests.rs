@@ -15,9 +15,6 @@ use libxenrt::config::config;
 use libxenrt::{DomId, Errno, clock, hypercall, log};
 use xenstore::XsError;
 
-/// Times a guest's memory is filled anew because another domain died meanwhile.
-const FILLS: u32 = 4;
-
 /// The initial xenstore.
 pub fn seeds() -> Seeds<'static> {
     Seeds::new(config().text())
@@ -133,15 +130,18 @@ impl Control {
         Ok(())
     }
 
-    /// Fills a domain's memory, which may take long: should another domain die meanwhile, that one comes first.
+    /// Fills a domain's memory, which takes long, part by part: between them whoever died is restarted, and the store is served.
     fn patiently(&mut self, mut fill: impl FnMut() -> hypercall::Result) -> Result<(), Errno> {
-        for _ in 0..FILLS {
+        loop {
             match fill() {
-                Err(Errno::EAGAIN) => self.drain_events(),
+                Err(Errno::EAGAIN) => {
+                    self.drain_events();
+                    self.serve_store();
+                    self.feed();
+                }
                 other => return other.map(|_| ()),
             }
         }
-        Err(Errno::EAGAIN)
     }
 
     fn no_life(&mut self, domid: DomId) {

@@ -45,6 +45,7 @@ struct Control {
     later: Later,
     /// Where the round of the store's turns begins next.
     round: usize,
+    watchdog: Option<Watchdog>,
 }
 
 /// The domain's program.
@@ -53,13 +54,11 @@ pub fn run() {
         Ok(control) => control,
         Err(why) => panic!("{why}"),
     };
-    let mut watchdog = Watchdog::arm(WATCHDOG_MS).inspect_err(|e| log::warn!("no watchdog: {e}")).ok();
+    control.watchdog = Watchdog::arm(WATCHDOG_MS).inspect_err(|e| log::warn!("no watchdog: {e}")).ok();
     let mut tick = clock::now() + TICK;
     loop {
         let busy = control.round(&mut tick);
-        if let Some(watchdog) = &mut watchdog {
-            watchdog.feed(clock::now());
-        }
+        control.feed();
         if !busy {
             control.wait(tick);
         }
@@ -95,6 +94,13 @@ impl Control {
             }
         }
         busy || self.links.iter().any(|l| l.wants_turn(&self.store))
+    }
+
+    /// Says that the main loop, or a long step of it, goes on.
+    fn feed(&mut self) {
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.feed(clock::now());
+        }
     }
 
     fn failure_pending(&self) -> bool {
