@@ -10,8 +10,8 @@ mod rules;
 
 pub use nbd::Server;
 
-use crate::machine;
 use crate::manifest::{System, disk, vbd};
+use crate::{linux, machine};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, OpenOptions};
@@ -154,6 +154,13 @@ impl Drop for Drives {
 fn open(system: &System, disk: &disk::Disk, number: usize, folder: &Path) -> Result<Drive> {
     let made = disk.size.map(|size| (folder.join(format!("drive{number}.img")), size.0));
     let (path, file) = match (&made, &disk.image) {
+        (None, None) if disk.content == Some(disk::Content::Debian) => {
+            let path = folder.join(format!("drive{number}.img"));
+            linux::root::copy(&linux::root::make()?, &path)
+                .with_context(|| format!("cannot make {}", path.display()))?;
+            let file = OpenOptions::new().read(true).write(true).open(&path)?;
+            (path, file)
+        }
         (Some((path, len)), _) => {
             let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
             let file = file.with_context(|| format!("cannot create {}", path.display()))?;
@@ -161,7 +168,7 @@ fn open(system: &System, disk: &disk::Disk, number: usize, folder: &Path) -> Res
             (path.clone(), file)
         }
         (None, Some(path)) => (path.clone(), existing(system, disk, number, path)?),
-        (None, None) => bail!("it has neither an image nor a size"),
+        (None, None) => bail!("it has neither an image nor a size nor a content"),
     };
     raw(&file).with_context(|| path.display().to_string())?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {

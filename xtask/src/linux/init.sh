@@ -25,7 +25,25 @@ for module in $(cat /etc/modules.$platform); do
     insmod /lib/modules/$module.ko
 done
 
-hostname "${hostname:-linux}"
+# The kernel takes hostname= itself since Linux 5.19, and hands it on before.
+[ "$(hostname)" != "(none)" ] || hostname "${hostname:-linux}"
+
+# A disk with a system of its own: root=/dev/… on the command line. Its network is its own matter as well.
+root=$(sed -n 's/.*\broot=\([^ ]*\).*/\1/p' /proc/cmdline)
+if [ -n "$root" ]; then
+    for n in $(seq 50); do
+        [ -e "$root" ] && break
+        usleep 100000
+    done
+    if mount "$root" /mnt; then
+        for folder in proc sys dev; do
+            mount -o move /$folder /mnt/$folder
+        done
+        exec switch_root /mnt /sbin/init
+    fi
+    echo "init: cannot mount $root; here is a shell instead"
+fi
+
 ip link set lo up
 # A backend may take a moment to connect its interface.
 for n in 1 2 3 4 5 6 7 8 9 10; do
@@ -38,22 +56,6 @@ for path in /sys/class/net/eth*; do
     ip link set "$interface" up
     udhcpc -i "$interface" -s /etc/udhcpc.sh -b -S -t 5 -T 1 >/dev/null 2>&1 &
 done
-
-# A disk with a system of its own: root=/dev/… on the command line.
-root=$(sed -n 's/.*\broot=\([^ ]*\).*/\1/p' /proc/cmdline)
-if [ -n "$root" ]; then
-    for n in 1 2 3 4 5 6 7 8 9 10; do
-        [ -e "$root" ] && break
-        usleep 100000
-    done
-    if mount "$root" /mnt; then
-        for folder in proc sys dev; do
-            mount -o move /$folder /mnt/$folder
-        done
-        exec switch_root /mnt /sbin/init
-    fi
-    echo "init: cannot mount $root; here is a shell instead"
-fi
 
 console=$(sed 's/.* //' /sys/class/tty/console/active)
 while true; do

@@ -1,12 +1,13 @@
 //! What it takes to have a Linux guest: its pieces from Debian's packages ([`packages`]), the modules among them
-//! ([`modules`]), an initramfs ([`initramfs`], written as [`cpio`]), and whom it talks
-//! to ([`peer`]).
+//! ([`modules`]), an initramfs ([`initramfs`], written as [`cpio`]), a root file system on a disk
+//! ([`root`]), and whom it talks to ([`peer`]).
 pub mod cpio;
 mod initramfs;
 mod lean;
 mod modules;
 mod packages;
 pub mod peer;
+pub mod root;
 
 use crate::manifest::DEBIAN;
 use crate::paths;

@@ -169,6 +169,34 @@ fn depends(package: &str) -> Result<Vec<String>> {
     Ok(names.collect::<BTreeSet<_>>().into_iter().collect())
 }
 
+/// Fetches what apt would install into an empty system for these (names, or apt's patterns) into a folder; returns the files.
+///
+/// # Errors
+/// No apt, no network, no such package.
+pub fn closure(packages: &[&str], into: &Path) -> Result<Vec<PathBuf>> {
+    let archives = into.join("archives");
+    std::fs::create_dir_all(archives.join("partial"))
+        .with_context(|| format!("cannot create {}", archives.display()))?;
+    let empty = into.join("status");
+    std::fs::write(&empty, "")?;
+    let options = [
+        format!("Dir::State::status={}", empty.display()),
+        format!("Dir::Cache::archives={}", archives.display()),
+        "Dir::Cache::pkgcache=".to_string(),
+        "Dir::Cache::srcpkgcache=".to_string(),
+        "Debug::NoLocking=1".to_string(),
+    ];
+    let mut args: Vec<&str> = options.iter().flat_map(|option| ["-o", option.as_str()]).collect();
+    args.extend(["--quiet=2", "--yes", "--no-install-recommends", "--download-only", "install"]);
+    args.extend(packages);
+    apt("apt-get", &args, Some(into))?;
+    let mut debs: Vec<PathBuf> = std::fs::read_dir(&archives)?.flatten().map(|entry| entry.path()).collect();
+    debs.retain(|path| path.extension().is_some_and(|e| e == "deb"));
+    debs.sort();
+    ensure!(!debs.is_empty(), "apt-get left no package in {}", archives.display());
+    Ok(debs)
+}
+
 /// The folder a package is unpacked in; it is fetched if it is not there.
 pub fn unpack(package: &str) -> Result<PathBuf> {
     let root = folder().join(package);

@@ -24,8 +24,10 @@ pub struct Disk {
     pub address: Bdf,
     /// The raw image, relative to the manifest's folder …
     pub image: Option<PathBuf>,
-    /// … or the size of a sparse file of the run.
+    /// … or the size of a sparse file of the run …
     pub size: Option<Size>,
+    /// … or what a file of the run has in it at first.
+    pub content: Option<Content>,
     /// Bytes of a logical sector.
     #[serde(default = "sector_512")]
     pub sector_size: u32,
@@ -57,6 +59,14 @@ pub struct Disk {
 
 const fn sector_512() -> u32 {
     512
+}
+
+/// See [`Disk::content`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Content {
+    /// A root file system of Debian's packages; `linux::root` makes it.
+    Debian,
 }
 
 /// See [`Disk::model`].
@@ -165,6 +175,7 @@ impl Disk {
             address,
             image: Some(image),
             size: None,
+            content: None,
             sector_size: sector_512(),
             physical_sector_size: None,
             cache: Cache::default(),
@@ -243,14 +254,16 @@ pub fn check(system: &System) -> Result<()> {
 
 fn disk(disk: &Disk, number: usize) -> Result<()> {
     let label = disk.label(number);
-    match (&disk.image, disk.size) {
-        (Some(_), Some(_)) => bail!("{label} has both `image` and `size`; an image has its own size"),
-        (None, None) => bail!("{label} at {} has neither `image` nor `size`", disk.address),
-        (Some(_), None) => ensure!(
+    match (&disk.image, disk.size, disk.content) {
+        (Some(_), Some(_), _) => bail!("{label} has both `image` and `size`; an image has its own size"),
+        (Some(_), _, Some(_)) => bail!("{label} has both `image` and `content`; an image has its own content"),
+        (_, Some(_), Some(_)) => bail!("{label} has both `size` and `content`; that content has a size of its own"),
+        (None, None, None) => bail!("{label} at {} has neither `image` nor `size` nor `content`", disk.address),
+        (None, Some(size), None) => self::size(disk, &label, size)?,
+        _ => ensure!(
             disk.partitions.is_empty() && disk.damage.is_none(),
             "{label}: partitions are laid over a `size`d disk only, an image keeps its own"
         ),
-        (None, Some(size)) => self::size(disk, &label, size)?,
     }
     for (what, bytes) in [("sector-size", disk.sector_size), ("physical-sector-size", disk.physical())] {
         ensure!(matches!(bytes, 512 | 4096), "{label}: {what} = {bytes}; 512 and 4096 are possible");

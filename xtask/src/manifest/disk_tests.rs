@@ -114,6 +114,8 @@ refused! {
         => "vbd xvda of `b`", "vbd xvdb of `a`", "disk 1";
     a_size_that_is_no_number_of_sectors: refusal("size = \"4MiB\"", "size = \"5KiB\"") => "disk 1", "5KiB", "4096 bytes";
     an_image_and_a_size: refusal("size = \"16MiB\"", "size = \"16MiB\"\nimage = \"x.img\"") => "disk 0 (x.img)", "both";
+    size_and_content: refusal("size = \"4MiB\"\n", "size = \"4MiB\"\ncontent = \"debian\"\n") => "disk 1", "both `size` and `content`";
+    content_with_partitions: refusal("size = \"16MiB\"\n", "content = \"debian\"\n") => "disk 0", "partitions are laid over a `size`d disk only";
     neither_image_nor_size: refusal("size = \"4MiB\"\n", "") => "disk 1", "neither `image` nor `size`";
     partitions_over_an_image: refusal("size = \"16MiB\"", "image = \"x.img\"") => "disk 0 (x.img)", "keeps its own";
     partitions_that_do_not_fit: refusal("size = \"3MiB\"", "size = \"30MiB\"") => "disk 0", "`home` of 30MiB does not fit";

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A scenario as read.
@@ -141,7 +142,6 @@ impl Scenario {
     /// # Errors
     /// What did not hold, with the console's end.
     pub fn run(&self, verbose: bool) -> Result<()> {
-        let deadline = Instant::now() + self.spec.deadline.0;
         if let Some(cuts) = self.spec.cuts {
             let mut system = self.system.clone();
             power::configure(&mut system);
@@ -155,7 +155,10 @@ impl Scenario {
             blk::configure(&mut system, 1);
         }
         let built = self.damaged(image::pack(&system, &format!("test-{}", self.name))?)?;
-        let options = Options { name: self.name.clone(), public: false, lacks: self.spec.lacks.clone(), drives: None };
+        // What is fetched or made once for all runs is no part of this one's time.
+        let drives = Some(Arc::new(Drives::open(&system)?));
+        let deadline = Instant::now() + self.spec.deadline.0;
+        let options = Options { name: self.name.clone(), public: false, lacks: self.spec.lacks.clone(), drives };
         let show = move |line: &Line| {
             if verbose {
                 println!("{}", line.full());

@@ -1,0 +1,230 @@
+//! A Debian root file system for a guest's disk (`content = "debian"`), made without root's rights and without any tool of
+//! the host but apt and dpkg.
+//!
+//! An ordinary user can neither give files to root nor run packages' scripts in a root file system, and a container may not let
+//! root do it; on a machine of its own anybody can. So the host only fetches the packages (apt chooses them as it would for an empty
+//! system) and strings their files together in one tar archive; the kernel and initramfs of xtask's guests, alone in
+//! the emulator, make the file system, unpack the archive and let dpkg do the rest (`root.sh`), as debootstrap's second stage does.
+//! The image is kept; each run has a copy.
+
+use super::packages;
+use crate::drive::Drives;
+use crate::machine::bare_linux::BareLinux;
+use crate::manifest::disk::{Cache, Disk};
+use crate::manifest::{Bdf, System};
+use crate::units::Size;
+use crate::{paths, progress, setup};
+use anyhow::{Context, Result, ensure};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// What apt is asked for; the rest follows.
+const PACKAGES: [&str; 9] =
+    ["?essential", "apt", "e2fsprogs", "ifupdown", "iproute2", "login", "sysvinit-core", "udhcpc", "usr-is-merged"];
+/// Its second stage.
+const SCRIPT: &str = include_str!("root.sh");
+/// Folders that are links to those of the same name in `/usr`, before any package comes.
+const MERGED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
+/// Bytes of the image, most of them holes.
+pub const SIZE: Size = Size(1 << 30);
+/// Longest waits: for the prompt, for one of the steps.
+const BOOT: Duration = Duration::from_secs(120);
+const STEP: Duration = Duration::from_secs(1200);
+
+/// The machine it is made on. The disks are added.
+const MACHINE: &str = r#"
+[machine]
+memory = "640MiB"
+cpus = 2
+[[domain]]
+name = "control"
+image = "control"
+role = "control"
+memory = "4MiB"
+[[domain]]
+name = "root"
+role = "guest"
+memory = "512MiB"
+vcpus = 2
+linux = { kernel = "debian", initrd = "debian" }
+command-line = "console=hvc0 hostname=root quiet"
+"#;
+/// Where they hang.
+const DISKS: Bdf = Bdf(4 << 3);
+/// The steps there, and what people are told meanwhile.
+const STEPS: [(&str, &str); 4] = [
+    ("making a file system", "mkfs.ext4 -q -F /dev/sda && mount /dev/sda /mnt"),
+    ("unpacking", "tar -xf /dev/sdb -C /mnt"),
+    (
+        "installing (takes some minutes)",
+        "mount -o bind /dev /mnt/dev && mount -t proc proc /mnt/proc && chroot /mnt /bin/sh /root.sh",
+    ),
+    ("closing", "umount /mnt/proc /mnt/dev /mnt && e2fsck -fn /dev/sda && sync"),
+];
+
+/// Makes it, unless it is there; returns the image, which is to be copied.
+///
+/// # Errors
+/// No apt, no network, no QEMU; a package cannot be installed.
+pub fn make() -> Result<PathBuf> {
+    let folder = paths::output().join("debian");
+    let recipe = format!("{PACKAGES:?}{SCRIPT}{MERGED:?}{MACHINE}{STEPS:?}{SIZE}");
+    let image = folder.join(format!("root-{:08x}.img", crc32fast::hash(recipe.as_bytes())));
+    if image.exists() {
+        return Ok(image);
+    }
+    setup::ensure_all()?;
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    // One that makes it at the same time is waited for.
+    let lock = File::create(folder.join("root.lock"))?;
+    flock(&lock, FlockOperation::LockExclusive)?;
+    if image.exists() {
+        return Ok(image);
+    }
+    let work = Work(folder.join(".root"));
+    let _ = std::fs::remove_dir_all(&work.0);
+    std::fs::create_dir_all(&work.0)?;
+    let steps = progress::steps("Debian root file system", STEPS.len() as u64 + 3);
+    steps.say("fetching packages");
+    let debs = packages::closure(&PACKAGES, &work.0)?;
+    steps.next("stringing them together");
+    let archive = work.0.join("archive");
+    string(&debs, &archive).with_context(|| format!("cannot make {}", archive.display()))?;
+    let part = work.0.join("image");
+    File::create(&part)?.set_len(SIZE.0).with_context(|| format!("cannot make {}", part.display()))?;
+    steps.next("booting a machine that installs them");
+    let mut system = System::parse(MACHINE, "of the machine that installs a root file system")?;
+    for path in [&part, &archive] {
+        // Nothing of it is worth keeping before it is whole.
+        system.machine.disks.push(Disk { cache: Cache::Unsafe, ..Disk::of_image(DISKS, path.clone()) });
+    }
+    let drives = Drives::open(&system)?;
+    let guest = system.domains.last().context("the machine has a domain")?;
+    let mut machine = BareLinux::start(&system, guest, &drives)?;
+    machine.wait_for("prompt", BOOT, |text| text.contains("root# ").then_some(()))?;
+    for (what, command) in STEPS {
+        steps.next(what);
+        let done = machine.run(command, STEP)?;
+        let end = done.output.lines().rev().take(15).collect::<Vec<_>>();
+        let end = end.into_iter().rev().collect::<Vec<_>>().join("\n");
+        ensure!(done.code == 0, "{what} failed: `{command}` ended with code {}:\n{end}", done.code);
+    }
+    drop(machine);
+    drop(drives);
+    // Under its name only when it is whole.
+    std::fs::rename(&part, &image).with_context(|| format!("cannot write {}", image.display()))?;
+    steps.done();
+    Ok(image)
+}
+
+/// A folder that goes when the work ends, well or not.
+struct Work(PathBuf);
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Copies an image, holes as holes.
+///
+/// # Errors
+/// Of `cp`, with its words.
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
+    let done = Command::new("cp").args(["--sparse=always", "--reflink=auto"]).args([from, to]).output();
+    let done = done.context("cannot start cp")?;
+    ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr).trim());
+    Ok(())
+}
+
+/// Writes one archive with the files of all packages, the packages themselves and the script.
+fn string(debs: &[PathBuf], to: &Path) -> Result<()> {
+    let mut out = std::io::BufWriter::new(File::create(to)?);
+    let mut first = tar::Builder::new(Vec::new());
+    for name in MERGED {
+        let mut header = header(tar::EntryType::Directory, 0o755, 0);
+        first.append_data(&mut header, format!("usr/{name}"), std::io::empty())?;
+        first.append_link(&mut self::header(tar::EntryType::Symlink, 0o777, 0), name, format!("usr/{name}"))?;
+    }
+    out.write_all(entries(&first.into_inner()?)?)?;
+    for deb in debs {
+        let done = Command::new("dpkg-deb").arg("--fsys-tarfile").arg(deb).output().context("cannot start dpkg-deb")?;
+        let said = String::from_utf8_lossy(&done.stderr);
+        ensure!(done.status.success(), "dpkg-deb cannot unpack {}: {}", deb.display(), said.trim());
+        out.write_all(entries(&done.stdout).with_context(|| format!("{}", deb.display()))?)?;
+    }
+    let mut last = tar::Builder::new(out);
+    for deb in debs {
+        let bytes = std::fs::read(deb)?;
+        let name = deb.file_name().context("a package has a name")?;
+        let mut header = header(tar::EntryType::Regular, 0o644, bytes.len());
+        last.append_data(&mut header, Path::new("packages").join(name), bytes.as_slice())?;
+    }
+    let mut header = header(tar::EntryType::Regular, 0o755, SCRIPT.len());
+    last.append_data(&mut header, "root.sh", SCRIPT.as_bytes())?;
+    Ok(last.into_inner()?.flush()?)
+}
+
+fn header(kind: tar::EntryType, mode: u32, len: usize) -> tar::Header {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(len as u64);
+    header
+}
+
+/// An archive without its end mark, so that another may follow.
+fn entries(archive: &[u8]) -> Result<&[u8]> {
+    let mut end = 0;
+    for entry in tar::Archive::new(archive).entries()? {
+        let entry = entry?;
+        end = entry.raw_file_position() + entry.header().entry_size()?.next_multiple_of(512);
+    }
+    archive.get(..usize::try_from(end)?).context("the archive is truncated")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    fn one(name: &str, content: &[u8]) -> Vec<u8> {
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut header = header(tar::EntryType::Regular, 0o4755, content.len());
+        archive.append_data(&mut header, name, content).unwrap();
+        archive.into_inner().unwrap()
+    }
+
+    #[test]
+    fn archives_strung_together_are_one() {
+        // Content of zeros, as an end mark has, and a name too long for a header.
+        let long = "long/".repeat(40) + "name";
+        let all = [("a", vec![0; 1024]), (long.as_str(), b"b".to_vec()), ("c", Vec::new())];
+        let mut bytes = Vec::new();
+        for (name, content) in &all {
+            bytes.extend(entries(&one(name, content)).unwrap());
+        }
+        let mut archive = tar::Archive::new(bytes.as_slice());
+        let found: Vec<(String, Vec<u8>)> = archive
+            .entries()
+            .unwrap()
+            .map(|entry| {
+                let mut entry = entry.unwrap();
+                let mut content = Vec::new();
+                entry.read_to_end(&mut content).unwrap();
+                assert_eq!(entry.header().mode().unwrap(), 0o4755);
+                (entry.path().unwrap().display().to_string(), content)
+            })
+            .collect();
+        assert_eq!(found, all.map(|(name, content)| (name.to_string(), content)));
+        let whole = one("a", &[1; 600]);
+        assert!(entries(&whole[..900]).is_err(), "truncated");
+    }
+}
