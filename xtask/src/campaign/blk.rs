@@ -25,6 +25,8 @@ const CHECKER: &str = "blkcheck";
 const POINTS: u64 = 2_000;
 /// Kills after which memory has settled.
 const WARM: u32 = 10;
+/// With fewer kills memory is not judged: what is mapped at a look depends on when it is, and each half has to see the most of it.
+const JUDGED: u32 = 40;
 /// Longest wait for a domain that control holds back.
 const BACK_OFF: Duration = Duration::from_secs(10);
 /// Longest wait for every sector to be written once.
@@ -265,7 +267,7 @@ impl Report {
             if loads.iter().any(Load::stopped) {
                 bail!("a transfer ended by kill {number}");
             }
-            if number >= WARM {
+            if plan.kills >= JUDGED && number >= WARM {
                 let half = usize::from(number >= plan.kills.saturating_add(WARM) / 2);
                 let most = self.memory[half].unwrap_or_default();
                 self.memory[half] = Some(most.with(&crate::run::stats(machine)?.system));
