@@ -268,9 +268,8 @@ impl Report {
                 bail!("a transfer ended by kill {number}");
             }
             if plan.kills >= JUDGED && number >= WARM {
-                let half = usize::from(number >= plan.kills.saturating_add(WARM) / 2);
-                let most = self.memory[half].unwrap_or_default();
-                self.memory[half] = Some(most.with(&crate::run::stats(machine)?.system));
+                let most = &mut self.memory[usize::from(number >= plan.kills.saturating_add(WARM) / 2)];
+                *most = Some(most.unwrap_or_default().with(&crate::run::stats(machine)?.system));
             }
         }
         // What is left of the time is load as well.
