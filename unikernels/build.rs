@@ -6,6 +6,12 @@ fn main() {
     if std::env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("none") {
         return;
     }
+    let flags = std::env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
+    assert!(
+        flags.contains("-aggressive-instcombine-max-scan-instrs=0"),
+        "compiler flags from the environment replace those of .cargo/config.toml, without which code is known to be \
+         compiled wrongly: unset RUSTFLAGS, or add the ones that stand there to it"
+    );
     let here = std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
     let script = std::path::Path::new(&here).join("../../images/unikernel.ld");
     println!("cargo::rerun-if-changed={}", script.display());

@@ -1,4 +1,6 @@
-//! The tests that run on the host: every package with a library, and xtask itself, built in one go and run one by one.
+//! The tests that run on the host: every package with a library, and xtask itself, built in one go and run one by one; and
+//! the simulation of deaths once more as the images are built, since an optimiser has broken what it tests
+//! (`.cargo/config.toml`).
 
 use super::Tally;
 use crate::{cargo, progress};
@@ -21,11 +23,13 @@ struct Executable {
 pub fn run() -> Result<Tally> {
     let mut tally = Tally::default();
     println!("host tests: building");
-    let Some(executables) = build(&packages()?)? else {
+    let as_images = ["--release", "--package", "sim", "--test", "deaths"].map(str::to_string);
+    let (Some(mut executables), Some(optimised)) = (build(&in_development(&packages()?))?, build(&as_images)?) else {
         println!("FAILED  build of the host tests; cargo's message stands above");
         tally.failed += 1;
         return Ok(tally);
     };
+    executables.extend(optimised.into_iter().map(|e| Executable { package: format!("{} (release)", e.package), ..e }));
     let bar = progress::steps("host tests", executables.len() as u64);
     for executable in &executables {
         if crate::signals::stop() {
@@ -70,13 +74,17 @@ fn packages() -> Result<Vec<String>> {
     Ok(packages.filter_map(|p| p["name"].as_str().map(str::to_string)).collect())
 }
 
-fn build(packages: &[String]) -> Result<Option<Vec<Executable>>> {
+/// Arguments for the libraries and test programs of packages. Freestanding binaries beside a library have a plain `main` on
+/// the host, and nothing to test in it.
+fn in_development(packages: &[String]) -> Vec<String> {
+    let kinds = ["--lib", "--tests"].map(str::to_string);
+    kinds.into_iter().chain(packages.iter().flat_map(|package| ["--package".to_string(), package.clone()])).collect()
+}
+
+/// Builds tests; `None` if cargo fails, which then has said why.
+fn build(what: &[String]) -> Result<Option<Vec<Executable>>> {
     let mut command = cargo::command();
-    command.args(["test", "--no-run", "--lib", "--tests", "--message-format", "json-render-diagnostics"]);
-    for package in packages {
-        command.args(["-p", package]);
-    }
-    // Freestanding binaries beside a library have a plain `main` on the host, and nothing to test in it.
+    command.args(["test", "--no-run", "--message-format", "json-render-diagnostics"]).args(what);
     let output = command.stderr(Stdio::inherit()).stdin(Stdio::null()).output().context("cannot start cargo")?;
     if !output.status.success() {
         return Ok(None);
