@@ -47,7 +47,7 @@ impl Default for Config {
             mappings: 960,
             persistent: 1056,
             ring_page_order: 2,
-            indirect_segments: 128,
+            indirect_segments: 256,
             quantum: 256 * 1024,
             spin_us: 400,
         }

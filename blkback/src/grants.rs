@@ -1,7 +1,9 @@
 //! The pages of a frontend that are mapped: for one request, or kept between requests where the frontend keeps its grants
-//! (`feature-persistent`). Kept ones are few: the one that was idle longest goes first.
+//! (`feature-persistent`). Kept ones are few: which idle one goes first a clock's hand says, that passes over those used since it was
+//! there last.
 //!
-//! Every page of every request passes here, so nothing is searched: references index a table, idle pages are a linked list in it.
+//! Every page of every request passes here, 256 for a MiB: use and release are a look at a table and a count each, and pages at places
+//! in a row, as a frontend's buffer takes them, are held as one.
 
 use crate::Mapped;
 use abi::GrantRef;
@@ -13,12 +15,25 @@ const KEPT_BELOW: u32 = 8192;
 /// No place.
 const NONE: u16 = u16::MAX;
 
-/// A page that a request uses.
+/// Pages that a request uses.
 pub(crate) enum Held<M> {
     /// For it alone.
     Once(M),
-    /// Kept at this place.
-    Kept(u16),
+    /// Kept, at this place and so many in a row.
+    Kept(u16, u16),
+}
+
+impl<M> Held<M> {
+    /// Appends a page, to the last run where it continues it.
+    pub fn append(self, all: &mut Vec<Self>) {
+        if let (Some(Self::Kept(first, count)), Self::Kept(next, 1)) = (all.last_mut(), &self)
+            && next.checked_sub(*first) == Some(*count)
+        {
+            *count = count.saturating_add(1);
+            return;
+        }
+        all.push(self);
+    }
 }
 
 /// For each segment of some requests the page it has, if any, and where the disk sees it.
@@ -29,9 +44,8 @@ struct Kept<M> {
     page: M,
     device_addr: u64,
     uses: u32,
-    /// Its neighbours in the list of idle pages, from the longest idle to the last.
-    before: u16,
-    after: u16,
+    /// Used since the hand was there.
+    recent: bool,
 }
 
 /// See the module's head.
@@ -42,8 +56,9 @@ pub(crate) struct Grants<M> {
     places: Vec<u16>,
     kept: Vec<Option<Kept<M>>>,
     free: Vec<u16>,
-    longest: u16,
-    last: u16,
+    /// Kept pages that no request uses.
+    idle: usize,
+    hand: usize,
     once: usize,
 }
 
@@ -51,7 +66,7 @@ impl<M> Grants<M> {
     pub fn new(most: usize) -> Self {
         let most = most.min(usize::from(NONE));
         let (places, kept, free) = (Vec::new(), Vec::new(), Vec::new());
-        Self { most, places, kept, free, longest: NONE, last: NONE, once: 0 }
+        Self { most, places, kept, free, idle: 0, hand: 0, once: 0 }
     }
 
     /// Pages mapped.
@@ -73,10 +88,6 @@ impl<M> Grants<M> {
         self.places.get(gref.0 as usize).copied().filter(|&place| place != NONE)
     }
 
-    fn at(&mut self, place: u16) -> Option<&mut Kept<M>> {
-        self.kept.get_mut(usize::from(place))?.as_mut()
-    }
-
     /// Is it mapped?
     pub fn has(&self, gref: GrantRef) -> bool {
         self.place(gref).is_some()
@@ -85,21 +96,17 @@ impl<M> Grants<M> {
     /// Uses a page that is kept; its device address.
     pub fn reuse(&mut self, gref: GrantRef) -> Option<(Held<M>, u64)> {
         let place = self.place(gref)?;
-        let kept = self.at(place)?;
-        let idle = kept.uses == 0;
+        let kept = self.kept.get_mut(usize::from(place))?.as_mut()?;
+        self.idle = self.idle.saturating_sub(usize::from(kept.uses == 0));
         kept.uses = kept.uses.saturating_add(1);
-        let device_addr = kept.device_addr;
-        if idle {
-            self.unlink(place);
-        }
-        Some((Held::Kept(place), device_addr))
+        Some((Held::Kept(place, 1), kept.device_addr))
     }
 
-    /// A page for the CPU.
+    /// A page for the CPU, the first of those held.
     pub fn page<'a>(&'a self, held: &'a Held<M>) -> Option<&'a M> {
         match held {
             Held::Once(page) => Some(page),
-            Held::Kept(place) => Some(&self.kept.get(usize::from(*place))?.as_ref()?.page),
+            Held::Kept(place, _) => Some(&self.kept.get(usize::from(*place))?.as_ref()?.page),
         }
     }
 
@@ -111,7 +118,7 @@ impl<M> Grants<M> {
             self.once = self.once.saturating_add(1);
             return (Held::Once(mapped.page), device_addr);
         }
-        let kept = Some(Kept { gref, page: mapped.page, device_addr, uses: 1, before: NONE, after: NONE });
+        let kept = Some(Kept { gref, page: mapped.page, device_addr, uses: 1, recent: false });
         let place = match self.free.pop() {
             Some(place) => {
                 if let Some(empty) = self.kept.get_mut(usize::from(place)) {
@@ -130,58 +137,49 @@ impl<M> Grants<M> {
         if let Some(entry) = self.places.get_mut(gref.0 as usize) {
             *entry = place;
         }
-        (Held::Kept(place), device_addr)
+        (Held::Kept(place, 1), device_addr)
     }
 
-    /// A request is done with a page.
+    /// A request is done with what it held.
     pub fn release(&mut self, held: Held<M>, garbage: &mut Vec<M>) {
         match held {
             Held::Once(page) => {
                 self.once = self.once.saturating_sub(1);
                 garbage.push(page);
             }
-            Held::Kept(place) => {
-                let last = self.last;
-                let Some(kept) = self.at(place) else { return };
-                kept.uses = kept.uses.saturating_sub(1);
-                if kept.uses > 0 {
-                    return;
+            Held::Kept(first, count) => {
+                let (first, count) = (usize::from(first), usize::from(count));
+                for kept in self.kept.iter_mut().skip(first).take(count).flatten() {
+                    kept.uses = kept.uses.saturating_sub(1);
+                    kept.recent = true;
+                    self.idle = self.idle.saturating_add(usize::from(kept.uses == 0));
                 }
-                (kept.before, kept.after) = (last, NONE);
-                match self.at(last) {
-                    Some(before) => before.after = place,
-                    None => self.longest = place,
-                }
-                self.last = place;
             }
         }
     }
 
-    fn unlink(&mut self, place: u16) {
-        let Some(kept) = self.at(place) else { return };
-        let (before, after) = (kept.before, kept.after);
-        (kept.before, kept.after) = (NONE, NONE);
-        match self.at(before) {
-            Some(kept) => kept.after = after,
-            None => self.longest = after,
-        }
-        match self.at(after) {
-            Some(kept) => kept.before = before,
-            None => self.last = before,
-        }
-    }
-
-    /// Gives up the page that was idle longest; false if none is.
+    /// Gives up an idle page; false if there is none.
     pub fn evict(&mut self, garbage: &mut Vec<M>) -> bool {
-        let place = self.longest;
-        self.unlink(place);
-        let Some(kept) = self.kept.get_mut(usize::from(place)).and_then(Option::take) else { return false };
-        if let Some(entry) = self.places.get_mut(kept.gref.0 as usize) {
-            *entry = NONE;
+        if self.idle == 0 {
+            return false;
         }
-        self.free.push(place);
-        garbage.push(kept.page);
-        true
+        // In the second round none is recent any more.
+        for _ in 0..self.kept.len().saturating_mul(2) {
+            let place = self.hand;
+            self.hand = place.wrapping_add(1).checked_rem(self.kept.len()).unwrap_or(0);
+            let Some(entry) = self.kept.get_mut(place) else { continue };
+            let Some(kept) = entry.take_if(|kept| kept.uses == 0 && !core::mem::take(&mut kept.recent)) else {
+                continue;
+            };
+            if let Some(entry) = self.places.get_mut(kept.gref.0 as usize) {
+                *entry = NONE;
+            }
+            self.idle = self.idle.saturating_sub(1);
+            self.free.push(place as u16);
+            garbage.push(kept.page);
+            return true;
+        }
+        false
     }
 
     /// Gives up everything that is kept, in use or not.
@@ -194,7 +192,6 @@ impl<M> Grants<M> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::VecDeque;
 
     fn page(n: u32) -> Mapped<u32> {
         Mapped { page: n, device_addr: u64::from(n) }
@@ -215,61 +212,86 @@ mod tests {
         assert!(matches!(held, Held::Once(1)) && !grants.has(GrantRef(u32::MAX)));
     }
 
+    #[test]
+    fn pages_in_a_row_are_held_as_one() {
+        let (mut grants, mut garbage, mut held) = (Grants::new(8), Vec::new(), Vec::new());
+        for n in [1, 2, 3] {
+            grants.take_in(GrantRef(n), page(n), &mut garbage).0.append(&mut held);
+        }
+        for n in [2, 2, 3] {
+            grants.reuse(GrantRef(n)).unwrap().0.append(&mut held);
+        }
+        assert!(matches!(held[..], [Held::Kept(0, 3), Held::Kept(1, 1), Held::Kept(1, 2)]));
+        held.drain(..2).for_each(|held| grants.release(held, &mut garbage));
+        assert!(grants.evict(&mut garbage) && !grants.evict(&mut garbage), "two are still used");
+        assert_eq!(garbage, [1]);
+    }
+
+    #[test]
+    fn who_was_used_since_the_last_round_stays() {
+        let (mut grants, mut garbage) = (Grants::new(3), Vec::new());
+        for n in [1, 2, 3] {
+            let (held, _) = grants.take_in(GrantRef(n), page(n), &mut garbage);
+            grants.release(held, &mut garbage);
+        }
+        assert!(grants.evict(&mut garbage), "the first of the second round");
+        let (held, _) = grants.reuse(GrantRef(2)).unwrap();
+        grants.release(held, &mut garbage);
+        assert!(grants.evict(&mut garbage));
+        assert_eq!(garbage, [1, 3]);
+    }
+
     proptest! {
-        /// Against a list that is searched: what is kept, in which order idle pages go, and that none in use does.
+        /// Against lists that are searched: what is kept, that none in use is given up, and that one is wherever one is idle.
         #[test]
-        fn the_longest_idle_page_goes_first(most in 1usize..6, steps in proptest::collection::vec((0u8..3, 0u32..9), 0..200)) {
+        fn only_idle_pages_are_given_up(most in 1usize..6, steps in proptest::collection::vec((0u8..3, 0u32..9), 0..200)) {
             let mut grants = Grants::new(most);
             let mut garbage: Vec<u32> = Vec::new();
             let mut held: Vec<(u32, Held<u32>)> = Vec::new();
-            let (mut idle, mut kept): (VecDeque<u32>, Vec<u32>) = (VecDeque::new(), Vec::new());
+            let mut kept: Vec<u32> = Vec::new();
             for (what, n) in steps {
                 garbage.clear();
-                let mut gone = Vec::new();
+                let in_use = |held: &[(u32, Held<u32>)], n| held.iter().any(|(m, one)| *m == n && matches!(one, Held::Kept(..)));
+                let idle = kept.iter().filter(|n| !in_use(&held, **n)).count();
+                let mut once = None;
                 match what {
                     0 => {
-                        let use_of = match grants.reuse(GrantRef(n)) {
+                        let full = kept.len() == most;
+                        let (use_of, evicts) = match grants.reuse(GrantRef(n)) {
                             Some((use_of, addr)) => {
                                 prop_assert!(kept.contains(&n) && addr == u64::from(n));
-                                idle.retain(|other| *other != n);
-                                use_of
+                                (use_of, false)
                             }
                             None => {
                                 prop_assert!(!kept.contains(&n));
-                                if kept.len() == most {
-                                    gone.extend(idle.pop_front());
-                                    kept.retain(|other| !gone.contains(other));
-                                }
-                                if kept.len() < most {
-                                    kept.push(n);
-                                }
-                                grants.take_in(GrantRef(n), page(n), &mut garbage).0
+                                (grants.take_in(GrantRef(n), page(n), &mut garbage).0, full && idle > 0)
                             }
                         };
+                        prop_assert_eq!(garbage.len(), usize::from(evicts));
                         prop_assert_eq!(grants.page(&use_of), Some(&n));
                         held.push((n, use_of));
                     }
                     1 if !held.is_empty() => {
                         let (n, use_of) = held.swap_remove(n as usize % held.len());
-                        let once = matches!(use_of, Held::Once(_));
+                        once = matches!(use_of, Held::Once(_)).then_some(n);
                         grants.release(use_of, &mut garbage);
-                        if once {
-                            gone.push(n);
-                        } else if !held.iter().any(|(m, other)| *m == n && matches!(other, Held::Kept(_))) {
-                            idle.push_back(n);
-                        }
+                        prop_assert_eq!(garbage.len(), usize::from(once.is_some()));
                     }
-                    2 => {
-                        let any = grants.evict(&mut garbage);
-                        gone.extend(idle.pop_front());
-                        kept.retain(|other| !gone.contains(other));
-                        prop_assert_eq!(any, !gone.is_empty());
-                    }
+                    2 => prop_assert_eq!(grants.evict(&mut garbage), idle > 0),
                     _ => {}
                 }
-                prop_assert_eq!(&garbage, &gone);
+                if once.is_none() {
+                    for gone in &garbage {
+                        prop_assert!(kept.contains(gone) && !in_use(&held, *gone));
+                    }
+                    kept.retain(|n| !garbage.contains(n));
+                }
+                if what == 0 && in_use(&held, n) && !kept.contains(&n) {
+                    kept.push(n);
+                }
                 let once = held.iter().filter(|(_, use_of)| matches!(use_of, Held::Once(_))).count();
                 prop_assert_eq!((grants.kept(), grants.mapped()), (kept.len(), kept.len() + once));
+                prop_assert!(kept.iter().all(|n| grants.has(GrantRef(*n))));
             }
             let mut all: Vec<u32> = grants.into_kept().collect();
             all.sort_unstable();

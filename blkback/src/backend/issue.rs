@@ -3,13 +3,13 @@
 use super::{Backend, Flight};
 use crate::command::{append, cut};
 use crate::disk::{Command, Disks, DriveInfo, Op, Segment, SubmitError};
-use crate::grants::Known;
+use crate::grants::{Held, Known};
 use crate::line::{Phase, Request};
 use crate::request::Kind;
 use crate::source::sector_ratio;
 use crate::table::{Table, Ticket};
 use crate::{MapError, MapRequest, Mapped, Platform, mutated};
-use abi::io::blkif::{SECTOR_SIZE, rsp};
+use abi::io::blkif::{self, SECTOR_SIZE, rsp};
 use alloc::vec::Vec;
 use hw::DmaMemory;
 use ring::SharedMem;
@@ -166,8 +166,19 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
             let Some(vbd) = self.vbds.get_mut(ticket.slot).and_then(Option::as_mut) else { continue };
             let dom = vbd.frontend;
             let Some(connection) = &mut vbd.connection else { continue };
-            let Some(request) = connection.line.get(ticket.index) else { continue };
+            let Some(request) = connection.line.get_mut(ticket.index) else { continue };
             if !request.held.is_empty() || request.segments.is_empty() {
+                continue;
+            }
+            if request.segments.iter().all(|segment| connection.grants.has(segment.gref)) {
+                // Nothing has to be mapped.
+                let mut merged: u64 = 0;
+                for segment in &request.segments {
+                    let Some(page) = connection.grants.reuse(segment.gref) else { break };
+                    merged = merged.saturating_add(hold(&mut request.held, &mut request.data, segment, page));
+                }
+                vbd.stats.segments = vbd.stats.segments.saturating_add(request.segments.len() as u64);
+                vbd.stats.merged = vbd.stats.merged.saturating_add(merged);
                 continue;
             }
             let readonly = !connection.grants.persistent() && request.kind != Kind::Read;
@@ -208,7 +219,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         let mut refused = None;
         let mut merged: u64 = 0;
         for segment in &request.segments {
-            let (held, base) = match known.pop_front().flatten() {
+            let page = match known.pop_front().flatten() {
                 Some(kept) => kept,
                 None => match results.next().unwrap_or(Err(MapError::NoRoom)) {
                     Ok(page) => connection.grants.take_in(segment.gref, page, &mut self.garbage),
@@ -218,10 +229,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
                     }
                 },
             };
-            request.held.push(held);
-            let addr = base.saturating_add(u64::from(segment.first_sect).saturating_mul(u64::from(SECTOR_SIZE)));
-            let len = u32::from(segment.sectors().unwrap_or(0)).saturating_mul(SECTOR_SIZE);
-            merged = merged.saturating_add(u64::from(append(&mut request.data, addr, len)));
+            merged = merged.saturating_add(hold(&mut request.held, &mut request.data, segment, page));
         }
         vbd.stats.segments = vbd.stats.segments.saturating_add(request.segments.len() as u64);
         vbd.stats.merged = vbd.stats.merged.saturating_add(merged);
@@ -333,6 +341,19 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
             *place = None;
         }
     }
+}
+
+/// Notes that a segment's page is held and where the drive sees the data in it: 1 if it continues the segment before, else 0.
+fn hold<M>(
+    all: &mut Vec<Held<M>>,
+    data: &mut Vec<Segment>,
+    segment: &blkif::Segment,
+    (page, base): (Held<M>, u64),
+) -> u64 {
+    page.append(all);
+    let addr = base.saturating_add(u64::from(segment.first_sect).saturating_mul(u64::from(SECTOR_SIZE)));
+    let len = u32::from(segment.sectors().unwrap_or(0)).saturating_mul(SECTOR_SIZE);
+    u64::from(append(data, addr, len))
 }
 
 /// The bytes of a request's next command, and its segments.

@@ -194,7 +194,8 @@ fn numbers(store: &mut Store, options: &Options) -> Result<Vec<u32>, StoreError>
 
 fn connect(store: &mut Store, number: u32, options: &Options) -> Result<Checked, String> {
     let pool_pages = u16::try_from(options.pool_kib / 4).unwrap_or(u16::MAX);
-    let settings = blkfront::Options { pool_pages, ..blkfront::Options::default() };
+    let usual = blkfront::Options::default();
+    let settings = blkfront::Options { pool_pages, spin_us: options.spin_us.unwrap_or(usual.spin_us), ..usual };
     let disk = Blkfront::connect(store, number, settings, clock::now() + CONNECT_TIMEOUT)
         .map_err(|e| format!("vbd {number} not connected: {e:?}"))?;
     let vbd = Vbd(disk);

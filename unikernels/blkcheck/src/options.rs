@@ -56,6 +56,7 @@ pub struct Options {
     pub discard_every: u64,
     pub stall_us: u64,
     pub pool_kib: u32,
+    pub spin_us: Option<u64>,
     pub wait: bool,
 }
 
@@ -79,6 +80,7 @@ impl Options {
             discard_every: 0,
             stall_us: 0,
             pool_kib: 2048,
+            spin_us: None,
             wait: false,
         };
         for (key, value) in pairs {
@@ -113,6 +115,7 @@ impl Options {
             "discard-every" => self.discard_every = value.parse().ok()?,
             "stall-us" => self.stall_us = value.parse().ok()?,
             "pool-kib" => self.pool_kib = value.parse().ok().filter(|k| (4..=65_536).contains(k))?,
+            "spin-us" => self.spin_us = Some(value.parse().ok()?),
             "then" => self.wait = value == "wait",
             _ => {}
         }

@@ -20,6 +20,8 @@ use std::time::Duration;
 
 /// The guest with the disk, and what it is measured through.
 const GUEST: &str = "blkcheck";
+/// Memory for data on either side: all requests of the deepest workload at once.
+const POOL_KIB: u32 = 4096;
 /// Time beyond the workload's own until it has to be done.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -186,6 +188,7 @@ fn keys(workload: &Workload, seconds: u32) -> Vec<(&'static str, String)> {
         ("mode", workload.mode.to_string()),
         ("size", workload.size.to_string()),
         ("depth", workload.depth.to_string()),
+        ("pool-kib", POOL_KIB.to_string()),
         ("duration-ms", (seconds * 1000).to_string()),
         ("then", "wait".to_string()),
     ]

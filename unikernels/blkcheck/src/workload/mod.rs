@@ -244,9 +244,9 @@ impl Workload {
                     disk.put(&mut taken, at, &UNREAD);
                 }
             } else if op != Op::Read {
-                self.scratch.resize(len, 0);
-                if self.source.fill(&job, &mut self.scratch) {
-                    disk.put(&mut taken, 0, &self.scratch);
+                let data = scratch(&mut self.scratch, len);
+                if self.source.fill(&job, data) {
+                    disk.put(&mut taken, 0, data);
                 }
             }
             buffer = Some(taken);
@@ -284,14 +284,22 @@ impl Workload {
             }
             _ => 0,
         };
-        self.scratch.resize(len, 0);
+        let data = scratch(&mut self.scratch, len);
         if let Some(buffer) = buffer.filter(|_| len > 0) {
-            disk.get(&buffer, 0, &mut self.scratch);
+            disk.get(&buffer, 0, data);
         }
         let mut results = Results { report: &mut self.report, said: &mut self.said };
-        self.source.ended(&job, result, &self.scratch, &mut results);
+        self.source.ended(&job, result, data, &mut results);
         // Judging takes time too, and is none of the disk's.
         self.quiet_since_us = disk.now_us();
         true
     }
+}
+
+/// The first `len` bytes, of any content. It only grows: to clear it anew for each request would cost more than most disks do.
+fn scratch(all: &mut Vec<u8>, len: usize) -> &mut [u8] {
+    if all.len() < len {
+        all.resize(len, 0);
+    }
+    all.get_mut(..len).unwrap_or_default()
 }
