@@ -148,7 +148,8 @@ pub(crate) fn measure(limits: &Limits, kind: Kind, first: u64, segments: &[Segme
     let mut sectors: u64 = 0;
     for segment in segments {
         let here = u64::from(segment.sectors().ok_or(rsp::ERROR)?);
-        let aligned = |n: u64| n.is_multiple_of(limits.segment_ratio.max(1));
+        // Most drives want none, and a division for each page of a request is felt.
+        let aligned = |n: u64| limits.segment_ratio <= 1 || n.is_multiple_of(limits.segment_ratio);
         if !aligned(here) || !aligned(u64::from(segment.first_sect)) {
             return Err(rsp::ERROR);
         }

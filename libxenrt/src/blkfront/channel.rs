@@ -17,7 +17,8 @@ use abi::io::blkif::{
 };
 use abi::{DomId, GrantRef};
 use alloc::vec::Vec;
-use ring::{BlkFrontRing, Ids, Pages, SharedMem};
+use ring::{BlkFrontRing, Ids, Pages};
+use zerocopy::IntoBytes;
 
 /// Requests in flight at most: the slots of the largest ring.
 const IN_FLIGHT_MAX: usize = 256;
@@ -154,12 +155,7 @@ impl Channel {
             Some(page) => page,
             None => GrantedPage::alloc(self.backend, Access::ReadWrite).ok()?,
         };
-        for (i, segment) in segments.iter().enumerate() {
-            let [gref, place] = segment.to_words();
-            let at = i.wrapping_mul(size_of::<Segment>());
-            page.write(at, gref);
-            page.write(at.wrapping_add(4), place);
-        }
+        page.page()?.copy_in(0, segments.as_bytes());
         Some(page)
     }
 
