@@ -7,7 +7,7 @@
 
 use crate::disk::Segment as DeviceSegment;
 use crate::request::{Kind, Name};
-use abi::io::blkif::Segment;
+use abi::io::blkif::{MAX_SEGMENTS_PER_REQUEST, Segment};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
@@ -98,6 +98,13 @@ impl<H> Request<H> {
     /// The drive has all of it.
     pub fn is_given(&self) -> bool {
         self.given >= self.len_bytes()
+    }
+
+    /// Gives the memory of a request of many segments back: kept for each slot of each ring it would be more than the domain has.
+    pub fn shrink(&mut self) {
+        if self.segments.len() > MAX_SEGMENTS_PER_REQUEST {
+            (self.segments, self.held, self.data) = (Vec::new(), Vec::new(), Vec::new());
+        }
     }
 
     /// The device forgot what it was given: again from the begin.
@@ -225,6 +232,18 @@ mod tests {
         assert!(!begin(&line)[1], "the read is done, but a restart would do it again");
         line.published(1);
         assert_eq!(begin(&line), [true, true, true, false, false]);
+    }
+
+    #[test]
+    fn only_short_requests_keep_their_memory() {
+        for (count, kept) in [(11, 11), (12, 0), (256, 0)] {
+            let mut request: Request<()> = Request::blank();
+            request.segments = Vec::from_iter(core::iter::repeat_n(Segment::default(), count));
+            request.data.reserve(count);
+            request.shrink();
+            assert!(request.segments.capacity() >= kept && request.data.capacity() >= kept);
+            assert!(kept > 0 || request.segments.capacity() + request.data.capacity() == 0);
+        }
     }
 
     #[test]

@@ -280,6 +280,7 @@ impl<M: SharedMem> Connection<M> {
         for held in request.held.drain(..) {
             self.grants.release(held, garbage);
         }
+        request.shrink();
         self.ring.complete(index, request.name.response(status))
     }
 }
