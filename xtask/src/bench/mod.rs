@@ -16,6 +16,9 @@ use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// What plots of kills of a network driver show.
+const OUTAGES: &str = "Longest time without a delivered packet, per kill";
+
 /// Arguments of `bench`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -54,7 +57,7 @@ enum What {
     },
     /// Images, memory, lines of the hypervisor
     Size,
-    /// The network of a stock Linux guest beside the same kernel on the bare machine; what kills cost it
+    /// The network of a stock Linux guest beside the same kernel on the bare machine; what kills cost it. About four minutes
     Net {
         /// The guest
         #[arg(long, value_parser = ["linux"])]
@@ -63,10 +66,13 @@ enum What {
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
         /// Seconds of a transfer
-        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=600))]
         seconds: u32,
+        /// Kills for the outages, all seven ways in turn
+        #[arg(long, default_value_t = 28, value_parser = clap::value_parser!(u32).range(1..))]
+        kills: u32,
         /// Seconds of a transfer with a kill in each
-        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..=600))]
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=600))]
         kill_seconds: u32,
         /// Where the plot of the ratios goes
         #[arg(long, default_value = "target/xenolith/linux-net.svg")]
@@ -160,16 +166,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let (text, json) = match &args.what {
         What::Restart { kills, how, load, plot } => {
             let figures = restart::measure(start()?, &system, *kills, how.as_deref(), *load)?;
-            let points: Vec<_> = figures.kills.iter().map(|kill| (kill.how.clone(), kill.outage_ms)).collect();
-            plot::points(plot, "Longest time without a delivered packet, per kill", &points)?;
+            plot::points(plot, OUTAGES, &figures.outages.points())?;
             (format!("{}plot: {}\n", figures.describe(), plot.display()), serde_json::to_value(figures)?)
         }
-        What::Net { rounds, seconds, kill_seconds, plot, outage_plot, .. } => {
-            let effort =
-                linux::net::Effort { rounds: *rounds, seconds: *seconds, kill_seconds: *kill_seconds, seed: 1 };
+        What::Net { rounds, seconds, kills, kill_seconds, plot, outage_plot, .. } => {
+            let (rounds, seconds, kills, kill_seconds) = (*rounds, *seconds, *kills, *kill_seconds);
+            let effort = linux::net::Effort { rounds, seconds, kills, kill_seconds, seed: 1 };
             let figures = linux::net::measure(&system, effort)?;
             plot::ratios(plot, "Linux guest's network, in percent of bare Linux", &linux::ratios(&figures.pairs))?;
-            plot::points(outage_plot, "Longest time without a delivered packet, per kill", &figures.all_outages_ms)?;
+            plot::points(outage_plot, OUTAGES, &figures.outages.points())?;
             let plots = format!("plots: {}, {}\n", plot.display(), outage_plot.display());
             (figures.describe() + &plots, serde_json::to_value(figures)?)
         }

@@ -110,6 +110,11 @@ impl BareLinux {
         self.wait_for(&format!("end of `{command}`"), patience, |text| shell::ended(text, number))
     }
 
+    /// Time the emulator's threads have had a CPU so far.
+    pub fn cpu(&self) -> Duration {
+        self.qemu.cpu()
+    }
+
     fn failure(&self, what: &str) -> anyhow::Error {
         let text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
         let lines: Vec<&str> = text.lines().collect();

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 /// What the sockets are called in a run's folder.
 pub const COM1: &str = "com1";
@@ -177,6 +178,17 @@ impl Qemu {
     /// The process.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Time its threads have had a CPU so far.
+    pub fn cpu(&self) -> Duration {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
+        // Nanoseconds on a CPU come first (Documentation/scheduler/sched-stats.rst); a thread that has just ended has none.
+        let on_cpu = |task: std::fs::DirEntry| {
+            let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+            text.split(' ').next()?.parse::<u64>().ok()
+        };
+        Duration::from_nanos(tasks.filter_map(on_cpu).sum())
     }
 
     /// How it ended, if it has.

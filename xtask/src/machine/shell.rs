@@ -78,12 +78,29 @@ impl Shell {
     /// # Errors
     /// No shell, no end in time, output lost.
     pub fn run(&mut self, machine: &mut Machine, command: &str, patience: Duration) -> Result<Done> {
+        self.run_alone(machine, command, Duration::ZERO, patience)
+    }
+
+    /// The same for a command that takes `alone` at least: until then nobody looks at the console, as each look costs control, and
+    /// by it the guest, a good part of a CPU.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_alone(
+        &mut self,
+        machine: &mut Machine,
+        command: &str,
+        alone: Duration,
+        patience: Duration,
+    ) -> Result<Done> {
         check(command)?;
         let until = Instant::now() + patience;
         self.ready(machine, patience)?;
         let number = self.next();
         self.text.clear();
         self.type_in(machine, &line(command, number))?;
+        let from = Instant::now();
+        machine.wait_for("time", patience, |_| (from.elapsed() >= alone).then_some(()))?;
         let left = until.saturating_duration_since(Instant::now());
         self.wait(machine, &format!("end of `{command}`"), left, |shell, _| Ok(ended(&shell.text, number)))
     }

@@ -22,8 +22,14 @@ use std::time::{Duration, Instant};
 const BOOT: Duration = Duration::from_secs(90);
 /// Longest wait beyond a command's own time.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Between looks at the console of a guest that boots.
+const LOOK: Duration = Duration::from_millis(20);
+/// Bytes of its end in which a prompt is looked for: the kernel may say something right after it.
+const TAIL: u64 = 512;
+/// A place on a console that none reaches.
+const FAR: u64 = 1 << 48;
 /// How long an idle guest is watched.
-const IDLE: Duration = Duration::from_secs(5);
+const IDLE: Duration = Duration::from_secs(3);
 
 /// A Linux that has booted to its prompt.
 pub enum Session {
@@ -57,18 +63,23 @@ impl Session {
         let mut machine = Machine::start(system, &built, &options, machine::reserve(0)?, |_| ())?;
         machine.wait_until_ready(run::BOOT_PATIENCE)?;
         let prompt = prompt(guest);
-        let mut text = String::new();
-        let mut seen = 0;
-        machine.wait_for(&format!("prompt of `{guest}`"), BOOT, |m| {
-            // Control's work is the guest's loss.
-            std::thread::sleep(Duration::from_millis(20));
-            let request = serde_json::json!({ "cmd": "log", "dom": guest, "seq": seen, "max": 8192 });
-            let answer = m.control.request(&request).ok()?;
-            seen = answer["next"].as_u64().unwrap_or(seen);
-            text.push_str(answer["text"].as_str().unwrap_or_default());
-            text.contains(&prompt).then_some(())
+        // Only the console's end, and only once it rests: control's work is the guest's loss.
+        let (mut end, mut since) = (0, Instant::now());
+        let boot = machine.wait_for(&format!("prompt of `{guest}`"), BOOT, |m| {
+            std::thread::sleep(LOOK);
+            let look = |seq: u64, max: u64| {
+                let request = serde_json::json!({ "cmd": "log", "dom": guest, "seq": seq, "max": max });
+                m.control.request(&request).ok()
+            };
+            // Behind the end there is nothing, and where that is.
+            let at = look(FAR, 1)?["next"].as_u64()?;
+            if at != end {
+                (end, since) = (at, Instant::now());
+                return None;
+            }
+            let tail = look(at.saturating_sub(TAIL), TAIL)?;
+            tail["text"].as_str()?.contains(&prompt).then(|| since.duration_since(m.started))
         })?;
-        let boot = machine.started.elapsed();
         Ok(Self::Guest { machine: Box::new(machine), shell: Shell::new(guest), boot })
     }
 
@@ -99,14 +110,15 @@ impl Session {
         }
     }
 
-    /// Runs a command that takes `seconds`; it has to succeed.
+    /// Runs a command that takes `seconds` at least; it has to succeed.
     ///
     /// # Errors
     /// It does not.
     pub fn run(&mut self, command: &str, seconds: u32) -> Result<String> {
-        let patience = Duration::from_secs(seconds.into()) + PATIENCE;
+        let takes = Duration::from_secs(seconds.into());
+        let patience = takes + PATIENCE;
         let done = match self {
-            Self::Guest { machine, shell, .. } => shell.run(machine, command, patience)?,
+            Self::Guest { machine, shell, .. } => shell.run_alone(machine, command, takes, patience)?,
             Self::Bare { machine, .. } => machine.run(command, patience)?,
         };
         ensure!(done.code == 0, "`{command}` ended with code {}:\n{}", done.code, done.output);
@@ -122,6 +134,16 @@ impl Session {
         let output = self.run(command, seconds)?;
         let after = self.look()?;
         Ok((output, before.zip(after).map(|(before, after)| Spent::between(&before, &after))))
+    }
+
+    /// The emulator's CPU time and the frames on the wire, both ways, so far.
+    pub fn work(&self) -> (Duration, u64) {
+        let cpu = match self {
+            Self::Guest { machine, .. } => machine.qemu.cpu(),
+            Self::Bare { machine, .. } => machine.cpu(),
+        };
+        let counts = self.host().counts();
+        (cpu, counts.frames_in + counts.frames_out)
     }
 
     /// What an idle machine does.
