@@ -45,8 +45,10 @@ impl Log {
 
     /// The longest time without a delivery that overlaps `from..to`: between two deliveries next to each other, the
     /// earlier at or before `to`, the later after `from`. None before two were delivered.
+    ///
+    /// A span that ends before it begins is its end alone: who is ordered to die may have died of something else just before.
     pub fn longest_gap(&self, from: Instant, to: Instant) -> Option<Duration> {
-        let start = self.delivered.partition_point(|&d| d <= from).saturating_sub(1);
+        let start = self.delivered.partition_point(|&d| d <= from.min(to)).saturating_sub(1);
         self.delivered
             .get(start..)?
             .windows(2)
@@ -80,6 +82,7 @@ mod tests {
         assert_eq!(gap(0, 41), Some(29));
         assert_eq!(gap(9, 10), Some(1));
         assert_eq!(gap(41, 60), None, "nothing came after");
+        assert_eq!(gap(40, 4), Some(7), "it ends before it begins");
         assert_eq!(log.first_after(ms(12)), Some(ms(40)));
     }
 
