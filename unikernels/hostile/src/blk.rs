@@ -2,6 +2,7 @@
 //! there or go away, requests that change while they are read, indices that jump. What is only wrong in itself is answered with an error
 //! and the ring goes on; who lies about the ring itself loses the vbd.
 
+use crate::frontend::{PATIENCE, nap, read, state, wait_state, write};
 use crate::report::Report;
 use abi::io::blkif::{Indirect, MAX_SEGMENTS_PER_REQUEST, PROTOCOL, ReadWrite, SLOT, Segment, info, op, rsp};
 use abi::io::xenbus::XenbusState;
@@ -10,7 +11,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
-use libxenrt::event::{self, Event};
+use libxenrt::event::Event;
 use libxenrt::grant::{Access, GrantedPage};
 use libxenrt::store::{Store, Transaction};
 use libxenrt::{clock, log};
@@ -23,8 +24,6 @@ const FIRST_SLOT: usize = 64;
 const REQ_PROD: usize = 0;
 const RSP_PROD: usize = 8;
 const RSP_EVENT: usize = 12;
-/// How long the backend may take for an answer, or a state.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// Requests that change while they are read, and grants that go away in flight.
 const RACES: u32 = 300;
 /// No grant of ours is there.
@@ -139,38 +138,6 @@ fn request(operation: u8, sector: u64, segments: &[Segment]) -> Words {
 fn indirect(indirect_op: u8, nr_segments: u16, page: GrantRef) -> Words {
     let indirect_grefs = [page; 8];
     Indirect { operation: op::INDIRECT, indirect_op, nr_segments, indirect_grefs, ..Indirect::default() }.to_words()
-}
-
-fn read(store: &mut Store, path: &str) -> Result<String, String> {
-    store.read(Transaction::NONE, path).map_err(|e| format!("{path}: {e:?}"))
-}
-
-fn write(store: &mut Store, path: &str, value: &str) -> Result<(), String> {
-    store.write(Transaction::NONE, path, value).map_err(|e| format!("{path}: {e:?}"))
-}
-
-fn state(store: &mut Store, folder: &str, state: XenbusState) -> Result<(), String> {
-    write(store, &format!("{folder}/state"), state.as_str())
-}
-
-/// Waits for a state of the backend.
-fn wait_state(store: &mut Store, back: &str, wanted: impl Fn(XenbusState) -> bool) -> Result<(), String> {
-    let deadline = clock::now() + PATIENCE;
-    loop {
-        let text = read(store, &format!("{back}/state"))?;
-        let now = XenbusState::parse(&text);
-        if wanted(now) {
-            return Ok(());
-        }
-        if clock::now() >= deadline {
-            return Err(format!("the backend stays {now:?}"));
-        }
-        nap(Duration::from_millis(2));
-    }
-}
-
-fn nap(time: Duration) {
-    let _ = event::poll(&[], Some(clock::now() + time));
 }
 
 impl Link {

@@ -3,8 +3,8 @@
 //!
 //! Key `abuse`: comma-separated kinds (default: all that a refusal answers): `numbers`, `pointers`, `counts`, `ports`, `grants`,
 //! `physmap`, `vcpu`, `control`, `spam`), and only by name: `store` (the store's quotas and a lying ring), `device` (where another
-//! domain owns 00:03.0 on GSI 23), `blk` (against the backend of its first vbd), `avx` (registers that a neighbour on the same CPU uses too); and those that end this domain, named one at a time: `foreign-memory`, `msr`,
-//! `vmrun`, `triple-fault`, `page-tables`, `halt`. Key `spam-calls`: how many (default 20000).
+//! domain owns 00:03.0 on GSI 23), `blk` and `net` (against the backend of its first vbd or vif), `avx` (registers that a neighbour on the
+//! same CPU uses too), `scrub` (what memory holds that it is given); and those that end this domain, named one at a time: `foreign-memory`, `msr`, `vmrun`, `triple-fault`, `page-tables`, `halt`. Key `spam-calls`: how many (default 20000).
 //!
 //! Prints `hostile: KIND WHAT: refused with ERRNO` for each, `hostile: KIND WHAT: WRONG …` where the answer was not the
 //! documented one, and at the end how many of each there were.
@@ -16,7 +16,10 @@ mod abuses;
 mod avx;
 mod blk;
 mod fatal;
+mod frontend;
+mod net;
 mod report;
+mod scrub;
 mod store;
 
 use libxenrt::config::config;
@@ -40,6 +43,16 @@ const REFUSED: [Abuse; 9] = [
     ("spam", abuses::spam),
 ];
 
+/// Each opens what it needs for itself, so those that need the store are for a domain of their own.
+const BY_NAME: [Abuse; 6] = [
+    ("scrub", scrub::scrub),
+    ("device", abuses::device),
+    ("blk", blk::blk),
+    ("net", net::net),
+    ("avx", avx::avx),
+    ("store", store::store),
+];
+
 fn run() {
     let wanted = config().get("abuse").unwrap_or("");
     let has = |kind: &str| wanted.split(',').any(|w| w.trim() == kind);
@@ -50,9 +63,7 @@ fn run() {
             commit(&mut report);
         }
     }
-    for (kind, commit) in
-        [("store", store::store as fn(&mut Report)), ("device", abuses::device), ("blk", blk::blk), ("avx", avx::avx)]
-    {
+    for (kind, commit) in BY_NAME {
         if has(kind) {
             report.begin(kind);
             commit(&mut report);
