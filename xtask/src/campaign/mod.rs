@@ -2,6 +2,7 @@
 //! lost and nothing leaks; and the power is cut. The same seed gives the same orders.
 pub mod blk;
 pub mod linux;
+pub mod lives;
 mod net;
 pub mod power;
 
@@ -74,6 +75,12 @@ enum What {
         #[arg(long, value_delimiter = ',', default_values = ["net", "http", "fio", "tree"])]
         parts: Vec<linux::Part>,
     },
+    /// Create and destroy a Linux guest with four virtual CPUs, every other time while it boots; no frame may be lost
+    Lives {
+        /// How many lives
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(4..))]
+        lives: u32,
+    },
     /// Cut the power of a drive with a volatile cache, and look whether all is there that a flush covered
     Power {
         /// How many times
@@ -92,7 +99,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         What::Blk { .. } => "disk",
         What::Both { .. } => "both",
         What::Power { .. } => "power",
-        What::Linux { .. } => "linux",
+        What::Linux { .. } | What::Lives { .. } => "linux",
     });
     let mut system = System::load(name)?;
     setup::ensure_all()?;
@@ -117,6 +124,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             let plan = linux::Plan { minutes: *minutes, files: *files, seed: args.seed, parts: parts.clone() };
             let mut machine = boot(&system, name, args)?;
             finish(args, &linux::run(&mut machine, &system, &plan)?)
+        }
+        What::Lives { lives } => {
+            lives::configure(&mut system)?;
+            let mut machine = boot(&system, name, args)?;
+            finish(args, &lives::run(&mut machine, &system, *lives, args.seed, true)?)
         }
         What::Power { cuts } => {
             power::configure(&mut system);

@@ -3,7 +3,7 @@
 
 use super::pattern::Pattern;
 use super::steps::{self, Step};
-use crate::campaign::{blk, power};
+use crate::campaign::{blk, lives, power};
 use crate::drive::Drives;
 use crate::image::{self, Built};
 use crate::machine::bare;
@@ -63,6 +63,8 @@ struct Spec {
     kills: Option<Kills>,
     /// In the place of steps: so many power cuts under the writes of blkcheck.
     cuts: Option<u32>,
+    /// In the place of steps: so many lives of the Linux guest, with four virtual CPUs.
+    lives: Option<u32>,
     /// In the place of it all: `blkbare` with these keys on the first drive, without our hypervisor.
     bare: Option<BTreeMap<String, String>>,
     /// With `bare`: in its report as JSON. Without, it has to pass, and the image is judged on the host.
@@ -126,6 +128,7 @@ impl Scenario {
                 || !spec.steps.is_empty()
                 || spec.kills.is_some()
                 || spec.cuts.is_some()
+                || spec.lives.is_some()
                 || spec.bare.is_some(),
             "it expects nothing, so it could not fail; give it `expect` or [[step]]"
         );
@@ -133,7 +136,11 @@ impl Scenario {
             spec.cuts.is_none() || (spec.expect.is_empty() && spec.steps.is_empty() && spec.kills.is_none()),
             "`cuts` boots several machines, so nothing else can be expected of one"
         );
-        ensure!(spec.kills.is_none() || spec.steps.is_empty(), "`kills` takes the place of [[step]]");
+        let instead = usize::from(spec.kills.is_some()) + usize::from(spec.lives.is_some());
+        ensure!(
+            instead == 0 || instead == 1 && spec.steps.is_empty(),
+            "`kills` or `lives` takes the place of [[step]]"
+        );
         Ok(Self { name: name.to_string(), about: spec.about.clone(), system, spec })
     }
 
@@ -154,6 +161,9 @@ impl Scenario {
         if self.spec.kills.is_some() {
             blk::configure(&mut system, 1);
         }
+        if self.spec.lives.is_some() {
+            lives::configure(&mut system)?;
+        }
         let built = self.damaged(image::pack(&system, &format!("test-{}", self.name))?)?;
         // What is fetched or made once for all runs is no part of this one's time.
         let drives = Some(Arc::new(Drives::open(&system)?));
@@ -165,9 +175,14 @@ impl Scenario {
             }
         };
         let mut machine = Machine::start(&system, &built, &options, machine::reserve(0)?, show)?;
-        let result = match self.spec.kills {
-            Some(kills) => self.kill(machine, &system, kills),
-            None => self.judge(&mut machine, &system, deadline),
+        let result = match (self.spec.kills, self.spec.lives) {
+            (Some(kills), _) => self.kill(machine, &system, kills),
+            (_, Some(lives)) => {
+                let console = machine.console.clone();
+                let result = lives::run(&mut machine, &system, lives, 1, false).and_then(|report| report.verdict());
+                result.map_err(|error| anyhow!("{error:#}; the console's end:\n{}", console.tail(12)))
+            }
+            _ => self.judge(&mut machine, &system, deadline),
         };
         let _ = std::fs::remove_file(&built.bundle);
         result
