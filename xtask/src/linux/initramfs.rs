@@ -15,10 +15,12 @@ const UDHCPC: &[u8] = include_bytes!("udhcpc.sh");
 /// For the interactive shell.
 const PROFILE: &[u8] = b"export PATH=/sbin:/usr/sbin:/usr/bin:/bin HOME=/root TERM=linux\ncd\nPS1='\\h# '\n";
 
+/// The list of the bare machine.
+const BARE: &str = "bare";
 /// What runs on Xenolith, and on the bare machine; file systems for both.
 const LISTS: [(&str, &[&str]); 2] = [
     ("xen", &["xen-netfront", "xen-blkfront", "crc32c_generic", "ext4"]),
-    ("bare", &["e1000", "ahci", "sd_mod", "crc32c_generic", "ext4"]),
+    (BARE, &["e1000", "ahci", "sd_mod", "crc32c_generic", "ext4"]),
 ];
 /// Programs beside busybox: package and path.
 const PROGRAMS: [(&str, &str); 4] =
@@ -88,7 +90,9 @@ pub fn make(kernel: &Kernel) -> Result<PathBuf> {
     let index = kernel.index()?;
     let mut there = std::collections::BTreeSet::new();
     for (list, wanted) in LISTS {
-        let modules = index.closure(wanted)?;
+        // A flavour for virtual machines has no drivers of the hardware, and need not be compared with it.
+        let wanted: Vec<&str> = wanted.iter().copied().filter(|name| list != BARE || index.has(name)).collect();
+        let modules = index.closure(&wanted)?;
         let names: String = modules.iter().map(|m| format!("{}\n", m.name)).collect();
         archive.file(&format!("etc/modules.{list}"), names.as_bytes());
         for module in modules {

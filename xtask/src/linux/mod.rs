@@ -14,12 +14,24 @@ use crate::paths;
 use anyhow::Result;
 use std::path::PathBuf;
 
+/// The kernel's package that a manifest's word stands for: `debian` is the stock one, `debian:PACKAGE` another, such as
+/// `debian:linux-image-cloud-amd64`. None for a file.
+fn package(name: &str) -> Option<&str> {
+    match name.strip_prefix(DEBIAN)? {
+        "" => Some(packages::KERNEL),
+        rest => rest.strip_prefix(':'),
+    }
+}
+
 /// The file behind a manifest's `kernel`.
 ///
 /// # Errors
 /// Of the packages.
 pub fn kernel(name: &str) -> Result<PathBuf> {
-    if name == DEBIAN { Ok(packages::Kernel::fetch()?.image) } else { Ok(paths::root().join(name)) }
+    match package(name) {
+        Some(package) => Ok(packages::Kernel::fetch(package)?.image),
+        None => Ok(paths::root().join(name)),
+    }
 }
 
 /// The file behind a manifest's `initrd`.
@@ -27,8 +39,21 @@ pub fn kernel(name: &str) -> Result<PathBuf> {
 /// # Errors
 /// Of the packages.
 pub fn initrd(name: &str) -> Result<PathBuf> {
-    match name {
-        DEBIAN => initramfs::make(&packages::Kernel::fetch()?),
-        file => Ok(paths::root().join(file)),
+    match package(name) {
+        Some(package) => initramfs::make(&packages::Kernel::fetch(package)?),
+        None => Ok(paths::root().join(name)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debians_kernels_are_told_from_files() {
+        assert_eq!(package("debian"), Some(packages::KERNEL));
+        assert_eq!(package("debian:linux-image-rt-amd64"), Some("linux-image-rt-amd64"));
+        assert_eq!(package("debian.img"), None);
+        assert_eq!(package("/boot/vmlinuz"), None);
     }
 }

@@ -55,6 +55,12 @@ impl Index {
         Ok(index)
     }
 
+    /// Whether there is such a module, or it is built in.
+    pub fn has(&self, name: &str) -> bool {
+        let name = name.replace('-', "_");
+        self.builtin.contains(&name) || self.files.contains_key(&name)
+    }
+
     /// Those named, and before each those it depends on; what is built into the kernel is left out.
     ///
     /// # Errors

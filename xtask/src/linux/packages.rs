@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The package that depends on the stock kernel of a release.
-const KERNEL: &str = "linux-image-amd64";
+pub const KERNEL: &str = "linux-image-amd64";
 
 /// Where all of it is.
 fn folder() -> PathBuf {
@@ -31,17 +31,19 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Fetches the stock kernel of the host's release.
+    /// Fetches a kernel of the host's release, by its own package or by one that depends on it ([`KERNEL`], for the stock one).
     ///
     /// # Errors
     /// No apt, no network, no such package.
-    pub fn fetch() -> Result<Self> {
-        let known = folder().join("kernel");
+    pub fn fetch(wanted: &str) -> Result<Self> {
+        let sound = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c);
+        ensure!(!wanted.is_empty() && wanted.chars().all(sound), "`{wanted}` is no name of a Debian package");
+        let known = folder().join(if wanted == KERNEL { "kernel".into() } else { format!("kernel-{wanted}") });
         let package = match std::fs::read_to_string(&known) {
             Ok(name) => name,
             Err(_) => {
-                let found = depends(KERNEL)?.into_iter().find(|name| name.starts_with("linux-image-"));
-                let found = found.with_context(|| format!("package {KERNEL} depends on no kernel"))?;
+                let found = depends(wanted)?.into_iter().find(|name| name.starts_with("linux-image-"));
+                let found = found.unwrap_or_else(|| wanted.to_string());
                 std::fs::create_dir_all(folder())?;
                 std::fs::write(&known, &found).with_context(|| format!("cannot write {}", known.display()))?;
                 found

@@ -139,7 +139,7 @@ pub struct Domain {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Linux {
-    /// A vmlinux or bzImage, or [`DEBIAN`]: the stock kernel of the host's distribution.
+    /// A vmlinux or bzImage, or [`DEBIAN`]: the stock kernel of the host's distribution (`debian:PACKAGE`: another of its kernels).
     pub kernel: String,
     /// The initrd, or what xtask makes: [`DEBIAN`] has busybox, iperf3, fio and e2fsprogs.
     pub initrd: Option<String>,

@@ -21,7 +21,8 @@ const DISKS_MAX: usize = 6;
 #[derive(clap::Args, Clone, Debug, Default)]
 #[command(next_help_heading = "A Linux guest of your own (docs/linux-guests.md)")]
 pub struct Own {
-    /// Its kernel: a vmlinux or bzImage with CONFIG_PVH=y
+    /// Its kernel: a vmlinux or bzImage with CONFIG_PVH=y; or debian:PACKAGE, for example debian:linux-image-cloud-amd64, with an
+    /// initramfs of its modules
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// Its initrd, or `none`
@@ -128,7 +129,13 @@ impl Own {
         guest.start = true;
         let linux = guest.linux.as_mut().context("the guest is Linux")?;
         if let Some(kernel) = &self.kernel {
-            linux.kernel = absolute(kernel)?.display().to_string();
+            match kernel.to_str().filter(|name| name.starts_with("debian:")) {
+                Some(package) => {
+                    linux.kernel = package.to_string();
+                    linux.initrd = Some(package.to_string());
+                }
+                None => linux.kernel = absolute(kernel)?.display().to_string(),
+            }
         }
         match &self.initrd {
             Some(none) if none == Path::new("none") => linux.initrd = None,
