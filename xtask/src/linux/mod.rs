@@ -1,7 +1,8 @@
 //! What it takes to have a Linux guest: its pieces from Debian's packages ([`packages`]), the modules among them
 //! ([`modules`]), an initramfs ([`initramfs`], written as [`cpio`]), a root file system on a disk
-//! ([`root`]), and whom it talks to ([`peer`]).
+//! ([`root`], with [`dpkg`]'s database), and whom it talks to ([`peer`]).
 pub mod cpio;
+mod dpkg;
 mod initramfs;
 mod lean;
 mod modules;

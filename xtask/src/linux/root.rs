@@ -3,10 +3,12 @@
 //!
 //! An ordinary user can neither give files to root nor run packages' scripts in a root file system, and a container may not let
 //! root do it; on a machine of its own anybody can. So the host only fetches the packages (apt chooses them as it would for an empty
-//! system) and strings their files together in one tar archive; the kernel and initramfs of xtask's guests, alone in
-//! the emulator, make the file system, unpack the archive and let dpkg do the rest (`root.sh`), as debootstrap's second stage does.
+//! system) and strings their files together in one tar archive, with dpkg's database in which they are unpacked ([`super::dpkg`]); the
+//! kernel and initramfs of xtask's guests, alone in the emulator, make the file system, unpack the archive and let dpkg configure
+//! (`root.sh`), as debootstrap's second stage does.
 //! The image is kept; each run has a copy.
 
+use super::dpkg::Database;
 use super::packages;
 use crate::drive::Drives;
 use crate::machine::bare_linux::BareLinux;
@@ -30,7 +32,7 @@ const SCRIPT: &str = include_str!("root.sh");
 /// Folders that are links to those of the same name in `/usr`, before any package comes.
 const MERGED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
 /// Bytes of the image, most of them holes.
-pub const SIZE: Size = Size(1 << 30);
+pub const SIZE: Size = Size(2_097_152 << 9);
 /// Longest waits: for the prompt, for one of the steps.
 const BOOT: Duration = Duration::from_secs(120);
 const STEP: Duration = Duration::from_secs(1200);
@@ -57,13 +59,17 @@ command-line = "console=hvc0 hostname=root quiet"
 const DISKS: Bdf = Bdf(4 << 3);
 /// The steps there, and what people are told meanwhile.
 const STEPS: [(&str, &str); 4] = [
-    ("making a file system", "mkfs.ext4 -q -F /dev/sda && mount /dev/sda /mnt"),
-    ("unpacking", "tar -xf /dev/sdb -C /mnt"),
+    // Linux looks at its drives side by side: which is sda is chance, so they are told from each other by their size, in sectors.
     (
-        "installing (takes some minutes)",
+        "making a file system",
+        "cd /sys/block; for d in sd*; do if [ $(cat $d/size) = 2097152 ]; then ln -s $d /dev/image; else ln -s $d /dev/archive; fi; done; mkfs.ext4 -q -F /dev/image && mount /dev/image /mnt",
+    ),
+    ("unpacking", "tar -xf /dev/archive -C /mnt"),
+    (
+        "configuring (takes a minute)",
         "mount -o bind /dev /mnt/dev && mount -t proc proc /mnt/proc && chroot /mnt /bin/sh /root.sh",
     ),
-    ("closing", "umount /mnt/proc /mnt/dev /mnt && e2fsck -fn /dev/sda && sync"),
+    ("closing", "umount /mnt/proc /mnt/dev /mnt && e2fsck -fn /dev/image && sync"),
 ];
 
 /// Makes it, unless it is there; returns the image, which is to be copied.
@@ -96,7 +102,7 @@ pub fn make() -> Result<PathBuf> {
     string(&debs, &archive).with_context(|| format!("cannot make {}", archive.display()))?;
     let part = work.0.join("image");
     File::create(&part)?.set_len(SIZE.0).with_context(|| format!("cannot make {}", part.display()))?;
-    steps.next("booting a machine that installs them");
+    steps.next("booting a machine that configures them");
     let mut system = System::parse(MACHINE, "of the machine that installs a root file system")?;
     for path in [&part, &archive] {
         // Nothing of it is worth keeping before it is whole.
@@ -141,32 +147,24 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes one archive with the files of all packages, the packages themselves and the script.
+/// Writes one archive with the files of all packages, what dpkg knows of them, and the script.
 fn string(debs: &[PathBuf], to: &Path) -> Result<()> {
-    let mut out = std::io::BufWriter::new(File::create(to)?);
-    let mut first = tar::Builder::new(Vec::new());
+    let mut out = tar::Builder::new(std::io::BufWriter::new(File::create(to)?));
     for name in MERGED {
         let mut header = header(tar::EntryType::Directory, 0o755, 0);
-        first.append_data(&mut header, format!("usr/{name}"), std::io::empty())?;
-        first.append_link(&mut self::header(tar::EntryType::Symlink, 0o777, 0), name, format!("usr/{name}"))?;
+        out.append_data(&mut header, format!("usr/{name}"), std::io::empty())?;
+        out.append_link(&mut self::header(tar::EntryType::Symlink, 0o777, 0), name, format!("usr/{name}"))?;
     }
-    out.write_all(entries(&first.into_inner()?)?)?;
+    let mut database = Database::default();
     for deb in debs {
-        let done = Command::new("dpkg-deb").arg("--fsys-tarfile").arg(deb).output().context("cannot start dpkg-deb")?;
-        let said = String::from_utf8_lossy(&done.stderr);
-        ensure!(done.status.success(), "dpkg-deb cannot unpack {}: {}", deb.display(), said.trim());
-        out.write_all(entries(&done.stdout).with_context(|| format!("{}", deb.display()))?)?;
+        out.get_mut().write_all(&database.unpack(deb)?)?;
     }
-    let mut last = tar::Builder::new(out);
-    for deb in debs {
-        let bytes = std::fs::read(deb)?;
-        let name = deb.file_name().context("a package has a name")?;
-        let mut header = header(tar::EntryType::Regular, 0o644, bytes.len());
-        last.append_data(&mut header, Path::new("packages").join(name), bytes.as_slice())?;
+    let script = ("root.sh".to_string(), SCRIPT.as_bytes().to_vec(), 0o755);
+    for (path, content, mode) in database.files().into_iter().chain([script]) {
+        let mut header = header(tar::EntryType::Regular, mode, content.len());
+        out.append_data(&mut header, path, content.as_slice())?;
     }
-    let mut header = header(tar::EntryType::Regular, 0o755, SCRIPT.len());
-    last.append_data(&mut header, "root.sh", SCRIPT.as_bytes())?;
-    Ok(last.into_inner()?.flush()?)
+    Ok(out.into_inner()?.flush()?)
 }
 
 fn header(kind: tar::EntryType, mode: u32, len: usize) -> tar::Header {
@@ -180,51 +178,12 @@ fn header(kind: tar::EntryType, mode: u32, len: usize) -> tar::Header {
     header
 }
 
-/// An archive without its end mark, so that another may follow.
-fn entries(archive: &[u8]) -> Result<&[u8]> {
-    let mut end = 0;
-    for entry in tar::Archive::new(archive).entries()? {
-        let entry = entry?;
-        end = entry.raw_file_position() + entry.header().entry_size()?.next_multiple_of(512);
-    }
-    archive.get(..usize::try_from(end)?).context("the archive is truncated")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
-
-    fn one(name: &str, content: &[u8]) -> Vec<u8> {
-        let mut archive = tar::Builder::new(Vec::new());
-        let mut header = header(tar::EntryType::Regular, 0o4755, content.len());
-        archive.append_data(&mut header, name, content).unwrap();
-        archive.into_inner().unwrap()
-    }
 
     #[test]
-    fn archives_strung_together_are_one() {
-        // Content of zeros, as an end mark has, and a name too long for a header.
-        let long = "long/".repeat(40) + "name";
-        let all = [("a", vec![0; 1024]), (long.as_str(), b"b".to_vec()), ("c", Vec::new())];
-        let mut bytes = Vec::new();
-        for (name, content) in &all {
-            bytes.extend(entries(&one(name, content)).unwrap());
-        }
-        let mut archive = tar::Archive::new(bytes.as_slice());
-        let found: Vec<(String, Vec<u8>)> = archive
-            .entries()
-            .unwrap()
-            .map(|entry| {
-                let mut entry = entry.unwrap();
-                let mut content = Vec::new();
-                entry.read_to_end(&mut content).unwrap();
-                assert_eq!(entry.header().mode().unwrap(), 0o4755);
-                (entry.path().unwrap().display().to_string(), content)
-            })
-            .collect();
-        assert_eq!(found, all.map(|(name, content)| (name.to_string(), content)));
-        let whole = one("a", &[1; 600]);
-        assert!(entries(&whole[..900]).is_err(), "truncated");
+    fn the_image_is_known_by_its_size() {
+        assert!(STEPS[0].1.contains(&format!(" = {} ]", SIZE.0 / 512)));
     }
 }
