@@ -25,7 +25,7 @@ const WARM: usize = 3;
 /// Backends let go of a dead guest's pages in their own time.
 const SETTLED: Duration = Duration::from_secs(10);
 /// What a whole life does: all CPUs, the network, and the disk with all the pages its ring can hold.
-const WORK: &str = "nproc; ping -c 3 -i 0.2 10.0.2.2 >/dev/null && fio --name=x --filename=/dev/xvda --ioengine=libaio --direct=1 --rw=read --bs=512k --iodepth=8 --size=64m >/dev/null && echo worked";
+const WORK: &str = "nproc; until ip -4 addr show eth0 | grep -q inet; do sleep 0.1; done; ping -c 3 -i 0.2 10.0.2.2 >/dev/null && fio --name=x --filename=/dev/xvda --ioengine=libaio --direct=1 --rw=read --bs=512k --iodepth=8 --size=64m >/dev/null && echo worked";
 
 /// What came of it.
 #[derive(Serialize)]
