@@ -13,7 +13,7 @@ use crate::{image, setup};
 use anyhow::Result;
 use clap::Subcommand;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// What plots of kills of a network driver show.
@@ -98,9 +98,9 @@ enum What {
         /// Only the workloads with this in their name, without stalls and memory
         #[arg(long)]
         only: Option<String>,
-        /// Where the plot of the ratios goes
-        #[arg(long, default_value = "target/xenolith/blk.svg")]
-        plot: PathBuf,
+        /// Where the plot of the ratios goes [default: target/xenolith/blk.svg; with --guest linux: target/xenolith/linux-blk.svg]
+        #[arg(long)]
+        plot: Option<PathBuf>,
         /// Where the plot of the stalls goes
         #[arg(long, default_value = "target/xenolith/blk-stall.svg")]
         stall_plot: PathBuf,
@@ -179,12 +179,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             (figures.describe() + &plots, serde_json::to_value(figures)?)
         }
         What::Blk { guest: Some(_), rounds, seconds, plot, .. } => {
+            let plot = plot.as_deref().unwrap_or(Path::new("target/xenolith/linux-blk.svg"));
             let effort = linux::blk::Effort { rounds: *rounds, seconds: *seconds };
             let figures = linux::blk::measure(&system, effort)?;
             plot::ratios(plot, "Linux guest's disk, in percent of bare Linux", &linux::ratios(&figures.pairs))?;
             (format!("{}plot: {}\n", figures.describe(), plot.display()), serde_json::to_value(figures)?)
         }
         What::Blk { rounds, seconds, kills, only, plot, stall_plot, .. } => {
+            let plot = plot.as_deref().unwrap_or(Path::new("target/xenolith/blk.svg"));
             let effort = blk::Effort { only: only.clone(), rounds: *rounds, seconds: *seconds, kills: *kills };
             let figures = blk::measure(&effort)?;
             let ratios: Vec<plot::Ratio<'_>> = figures.rows.iter().map(|row| (row.name, row.ratio, 0.9)).collect();
