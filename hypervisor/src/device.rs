@@ -244,7 +244,7 @@ fn map_ram(domain: &Domain) -> Result<(), MapError> {
     let end = domain.special_gfn(special::CONSOLE).0;
     let mut at = 0;
     while at < end {
-        let leaf = domain.p2m.lock().lookup(Gfn(at));
+        let leaf = domain.p2m.lock().translate(Gfn(at));
         let Some(leaf) = leaf else {
             at += 1;
             continue;

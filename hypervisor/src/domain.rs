@@ -14,70 +14,27 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use hv_core::watchdog::Watchdogs;
 use hv_core::{Gfn, Mfn};
-use hv_npt::{Flush, Leaf, MapError, NestedTree, Rights};
+use hv_npt::{NestedTree, Rights};
 use spin::{Mutex, RwLock};
 
 /// The guest-physical address space of one domain: its nested page table, which is also the only record of what is where.
 /// RAM is what the frame table says the domain owns; another owner makes it a grant or a page of the hypervisor
-/// (`shared_info`, grant table); uncached means registers of an assigned device.
-#[derive(Debug)]
-pub struct P2m {
-    tree: NestedTree,
-}
+/// (`shared_info`, grant table); uncached means registers of an assigned device. Where a change says `replaced`, its maker drops
+/// the lock, calls `run::flush_tlb` and only then `reclaim`s and lets go of the frames.
+pub type P2m = NestedTree<Tables>;
 
-impl P2m {
-    /// An empty one; `None` without memory.
-    pub fn new() -> Option<Self> {
-        Some(Self { tree: NestedTree::new(&mut Tables)? })
+/// The frame at `gfn`, to be read while the caller holds the p2m's lock.
+pub fn readable(p2m: &P2m, gfn: Gfn) -> Option<SharedFrame> {
+    let leaf = p2m.translate(gfn)?;
+    if leaf.rights.contains(Rights::UNCACHED) {
+        return None;
     }
-    /// The root of the nested table, for nCR3.
-    pub const fn root(&self) -> Mfn {
-        self.tree.root()
-    }
-    /// Frames of tables.
-    pub const fn tables(&self) -> u64 {
-        self.tree.tables()
-    }
-    /// What is at `gfn`.
-    pub fn lookup(&self, gfn: Gfn) -> Option<Leaf> {
-        self.tree.translate(&Tables, gfn)
-    }
-    /// Maps `pages` frames, replacing what was there. Where the result says `replaced`, the caller drops this lock, calls
-    /// `run::flush_tlb` and only then [`Self::reclaim`] and lets go of the frames.
-    ///
-    /// # Errors
-    /// As [`NestedTree::map`].
-    pub fn map(&mut self, at: Gfn, to: Mfn, pages: u64, rights: Rights) -> Result<Flush, MapError> {
-        self.tree.map(&mut Tables, at, to, pages, rights)
-    }
-    /// Takes `pages` frames away; to be flushed as in [`Self::map`].
-    ///
-    /// # Errors
-    /// As [`NestedTree::unmap`].
-    pub fn unmap(&mut self, at: Gfn, pages: u64) -> Result<Flush, MapError> {
-        self.tree.unmap(&mut Tables, at, pages)
-    }
-    /// Calls `f` with each mapped place.
-    pub fn each_leaf(&self, f: &mut impl FnMut(u64, Leaf)) {
-        self.tree.each_leaf(&Tables, f);
-    }
-    /// Frees tables that became empty, after the flush.
-    pub fn reclaim(&mut self) {
-        self.tree.reclaim(&mut Tables);
-    }
-    /// The frame at `gfn`, to be read while the caller holds the p2m's lock.
-    pub fn readable(&self, gfn: Gfn) -> Option<SharedFrame> {
-        let leaf = self.lookup(gfn)?;
-        if leaf.rights.contains(Rights::UNCACHED) {
-            return None;
-        }
-        // SAFETY: everything in a p2m but registers is a domain's RAM or a shared page, kept there by the p2m's lock.
-        Some(unsafe { SharedFrame::from_mfn(leaf.mfn) })
-    }
-    /// The frame at `gfn`, to be written while the caller holds the p2m's lock.
-    pub fn writable(&self, gfn: Gfn) -> Option<SharedFrame> {
-        if self.lookup(gfn)?.rights.contains(Rights::WRITE) { self.readable(gfn) } else { None }
-    }
+    // SAFETY: everything in a p2m but registers is a domain's RAM or a shared page, kept there by the p2m's lock.
+    Some(unsafe { SharedFrame::from_mfn(leaf.mfn) })
+}
+/// The frame at `gfn`, to be written while the caller holds the p2m's lock.
+pub fn writable(p2m: &P2m, gfn: Gfn) -> Option<SharedFrame> {
+    if p2m.translate(gfn)?.rights.contains(Rights::WRITE) { readable(p2m, gfn) } else { None }
 }
 
 /// Counters of `xenolith::DomInfo`.

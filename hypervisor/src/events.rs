@@ -108,15 +108,10 @@ pub fn timer_expired(domain: &Domain, vcpu: u32) {
     notify.into_iter().for_each(|notify| deliver_to(domain, notify));
 }
 
-/// A virtual interrupt of which a domain has one.
-pub fn virq(dom: DomId, virq: u32) {
-    let notify = table().virq(dom, virq, 0);
-    notify.into_iter().for_each(deliver);
-}
-
 /// The control domain has an event to fetch.
 pub fn tell_control() {
-    virq(DomId::CONTROL, VIRQ_DOM_EXC);
+    let notify = table().virq(DomId::CONTROL, VIRQ_DOM_EXC, 0);
+    notify.into_iter().for_each(deliver);
 }
 
 /// An interrupt of a domain's device.

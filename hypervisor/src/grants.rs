@@ -65,7 +65,7 @@ pub fn acquire(grantor: &Domain, want: Want) -> Result<Access, GrantError> {
     let p2m = grantor.p2m.lock();
     let entries = Entries::of(grantor);
     // What the frame table does not call the grantor's own is refused there: shared pages, registers, foreign mappings.
-    let translate = |gfn: Gfn| -> Option<Mfn> { p2m.lookup(gfn).map(|leaf| leaf.mfn) };
+    let translate = |gfn: Gfn| -> Option<Mfn> { p2m.translate(gfn).map(|leaf| leaf.mfn) };
     let mut frames = mem::frames();
     GRANTS.lock().acquire(want, &entries, &mut frames, translate)
 }
@@ -83,14 +83,10 @@ pub fn release(accesses: impl IntoIterator<Item = Access>) {
     }
 }
 
-/// Takes a page out of a user's page tables, whose mapping was not completed. The caller then releases the access.
-pub fn withdraw(user: &Domain, place: Place) {
-    take_out(user, &[place]);
-}
-
-/// Takes pages out of a user's page tables; afterwards no CPU and no device of the user reaches them. The lock is held to the
+/// Takes pages out of a user's page tables; afterwards no CPU and no device of the user reaches them; who held an access
+/// there releases it then. The lock is held to the
 /// end: tables that became empty must not be freed before this flush, by whoever else flushes.
-fn take_out(user: &Domain, places: &[Place]) {
+pub fn take_out(user: &Domain, places: &[Place]) {
     let mut p2m = user.p2m.lock();
     for place in places {
         // A page in a page table is taken out without new tables, unless a large page is in the way, which none is.

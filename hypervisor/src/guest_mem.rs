@@ -1,7 +1,7 @@
 //! Guest memory by the addresses guests use: linear addresses through a software walk of the guest's own page tables, then
 //! guest-physical ones through its p2m. Everything read is a copy; nothing is trusted.
 
-use crate::domain::Domain;
+use crate::domain::{Domain, readable, writable};
 use abi::{Errno, PAGE_SIZE};
 use hv_core::Gfn;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -119,7 +119,7 @@ impl Domain {
         let len = to.len();
         GuestMem::each_page(gpa, len, |at, done, part| {
             let p2m = self.p2m.lock();
-            let frame = p2m.readable(Gfn::containing(at)).ok_or(Errno::EFAULT)?;
+            let frame = readable(&p2m, Gfn::containing(at)).ok_or(Errno::EFAULT)?;
             let to = to.get_mut(done..done + part).ok_or(Errno::EFAULT)?;
             if frame.read((at % PAGE) as usize, to) { Ok(()) } else { Err(Errno::EFAULT) }
         })
@@ -131,7 +131,7 @@ impl Domain {
     pub fn write_phys(&self, gpa: u64, from: &[u8]) -> Result<(), Errno> {
         GuestMem::each_page(gpa, from.len(), |at, done, part| {
             let p2m = self.p2m.lock();
-            let frame = p2m.writable(Gfn::containing(at)).ok_or(Errno::EFAULT)?;
+            let frame = writable(&p2m, Gfn::containing(at)).ok_or(Errno::EFAULT)?;
             let from = from.get(done..done + part).ok_or(Errno::EFAULT)?;
             if frame.write((at % PAGE) as usize, from) { Ok(()) } else { Err(Errno::EFAULT) }
         })

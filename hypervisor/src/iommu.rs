@@ -67,7 +67,7 @@ impl Hardware for Machine {
 /// What the devices of one domain share.
 #[derive(Debug)]
 struct Space {
-    tree: DeviceTree,
+    tree: DeviceTree<Tables>,
     id: u8,
     /// Something cached may be out of date.
     dirty: bool,
@@ -137,7 +137,7 @@ fn dead(base: u64) -> String {
 /// What is missing, for people.
 pub fn init(platform: &Platform) -> Result<(), String> {
     let ivrs = platform.ivrs.clone().filter(|i| !i.iommus.is_empty()).ok_or(MISSING)?;
-    let empty = DeviceTree::new(&mut Tables).ok_or(NO_MEMORY)?.root();
+    let empty = DeviceTree::new(Tables).ok_or(NO_MEMORY)?.root();
     let device_table = contiguous(DEVICE_TABLE_BYTES)?;
     let completions = contiguous(4096)?.addr();
     let mut this = Iommu {
@@ -209,7 +209,7 @@ impl Iommu {
     fn space(&mut self, dom: DomId) -> Option<&mut Space> {
         if !self.spaces.contains_key(&dom) {
             let id = (1..=u8::MAX).find(|&id| self.spaces.values().all(|s| s.id != id))?;
-            let tree = DeviceTree::new(&mut Tables)?;
+            let tree = DeviceTree::new(Tables)?;
             self.spaces.insert(dom, Space { tree, id, dirty: false, devices: Vec::new() });
         }
         self.spaces.get_mut(&dom)
@@ -299,7 +299,7 @@ pub fn clear(dom: DomId) {
     with(|i| {
         if let Some(space) = i.spaces.remove(&dom) {
             i.units.iter_mut().for_each(|u| check(u.forget_pages(space.id)));
-            space.tree.destroy(&mut Tables);
+            space.tree.destroy();
         }
     });
 }
@@ -312,7 +312,7 @@ pub fn clear(dom: DomId) {
 pub fn map(dom: DomId, at: Dfn, to: Mfn, pages: u64, rights: Rights) -> Result<(), MapError> {
     with(|i| {
         let Some(space) = i.spaces.get_mut(&dom) else { return Ok(()) };
-        let flush = space.tree.map(&mut Tables, at, to, pages, rights)?;
+        let flush = space.tree.map(at, to, pages, rights)?;
         space.dirty |= flush.replaced || i.caches_absent;
         Ok(())
     })
@@ -326,7 +326,7 @@ pub fn map(dom: DomId, at: Dfn, to: Mfn, pages: u64, rights: Rights) -> Result<(
 pub fn unmap(dom: DomId, at: Dfn, pages: u64) -> Result<(), MapError> {
     with(|i| {
         let Some(space) = i.spaces.get_mut(&dom) else { return Ok(()) };
-        space.dirty |= space.tree.unmap(&mut Tables, at, pages)?.replaced;
+        space.dirty |= space.tree.unmap(at, pages)?.replaced;
         Ok(())
     })
     .unwrap_or(Ok(()))
@@ -337,14 +337,14 @@ pub fn flush(dom: DomId) {
     with(|i| {
         let Some(space) = i.spaces.get_mut(&dom).filter(|s| s.dirty) else { return };
         i.units.iter_mut().for_each(|u| check(u.forget_pages(space.id)));
-        space.tree.reclaim(&mut Tables);
+        space.tree.reclaim();
         space.dirty = false;
     });
 }
 
 /// Calls `f` with each place a domain's devices reach.
 pub fn each_leaf(dom: DomId, f: &mut impl FnMut(u64, Leaf)) {
-    with(|i| i.spaces.get(&dom).map(|s| s.tree.each_leaf(&Tables, f)));
+    with(|i| i.spaces.get(&dom).map(|s| s.tree.each_leaf(f)));
 }
 
 /// Frames of tables held for a domain's devices.

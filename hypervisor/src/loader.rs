@@ -5,7 +5,7 @@ use crate::boot::info::Region;
 use crate::context::Context;
 use crate::console::Log;
 use crate::domain::{self, Counters, Domain, P2m, Segment, pause};
-use crate::mem::{self, ANYWHERE, BELOW_4G, LARGE_FRAMES};
+use crate::mem::{self, ANYWHERE, BELOW_4G, LARGE_FRAMES, Tables};
 use crate::percpu;
 use crate::shared_frame::SharedFrame;
 use crate::vcpu::Vcpu;
@@ -134,7 +134,7 @@ fn place(n: u32, mask: u32) -> u32 {
 fn build(bundle: &Bundle<'static>, d: &'static bundle::Domain, placed: &mut u32) -> Option<Arc<Domain>> {
     // SAFETY: a frame of the hypervisor that is only ever shared with this domain.
     let shared_info = unsafe { SharedFrame::from_mfn(mem::alloc_zeroed()?) };
-    let p2m = P2m::new()?;
+    let p2m = P2m::new(Tables)?;
     let mut contexts = Vec::new();
     for _ in 0..d.vcpus {
         contexts.push(Context::new()?);

@@ -101,6 +101,16 @@ pub fn free(mfn: Mfn) {
     }
 }
 
+/// Gives up a pin.
+///
+/// # Panics
+/// If there was none: as in [`free`].
+pub fn unpin(mfn: Mfn) {
+    if let Err(e) = frames().unpin(mfn) {
+        panic!("pin of frame {mfn} lost: {e:?}");
+    }
+}
+
 /// Page tables live in frames of the hypervisor.
 #[derive(Clone, Copy, Debug)]
 pub struct Tables;

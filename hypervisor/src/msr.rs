@@ -2,7 +2,7 @@
 //! touching the hypervisor's own is the end of the domain.
 
 use crate::context::{CR0_PG, Context, EFER_SVME};
-use crate::domain::Domain;
+use crate::domain::{Domain, writable};
 use crate::vcpu::Vcpu;
 use crate::{lapic, time};
 use abi::cpuid::HYPERCALL_MSR;
@@ -130,6 +130,6 @@ fn hypercall_page(domain: &Domain, addr: u64) -> bool {
         return false;
     }
     let p2m = domain.p2m.lock();
-    let frame = p2m.writable(Gfn(addr >> PAGE_SHIFT));
+    let frame = writable(&p2m, Gfn(addr >> PAGE_SHIFT));
     frame.is_some_and(|frame| frame.write(0, &page))
 }

@@ -18,9 +18,9 @@ const STACKS: u64 = 0xFFFF_A000_0000_0000;
 /// Bytes of such a stack.
 pub const STACK_LEN: u64 = 64 * 1024;
 
-static TABLE: Once<Mutex<HostTree>> = Once::new();
+static TABLE: Once<Mutex<HostTree<Tables>>> = Once::new();
 
-fn own_table() -> Result<MutexGuard<'static, HostTree>, MapError> {
+fn own_table() -> Result<MutexGuard<'static, HostTree<Tables>>, MapError> {
     TABLE.get().map(Mutex::lock).ok_or(MapError::NoMemory)
 }
 
@@ -48,11 +48,11 @@ pub fn image() -> Region {
     Region { start: addr_of(start), end: addr_of(end).wrapping_sub(IMAGE_BASE) }
 }
 
-fn build(ram_end: u64) -> Result<HostTree, MapError> {
-    let mut tree = HostTree::new(&mut Tables).ok_or(MapError::NoMemory)?;
+fn build(ram_end: u64) -> Result<HostTree<Tables>, MapError> {
+    let mut tree = HostTree::new(Tables).ok_or(MapError::NoMemory)?;
     // The low 4 GiB whole, for firmware tables and device registers; those are kept uncached by the MTRRs and by `map_mmio`.
     let frames = ram_end.max(1 << 32).div_ceil(PAGE_SIZE as u64).next_multiple_of(mem::LARGE_FRAMES);
-    let _ = tree.map(&mut Tables, page(DIRECT_MAP), Mfn(0), frames, Rights::RW)?;
+    let _ = tree.map(page(DIRECT_MAP), Mfn(0), frames, Rights::RW)?;
     // SAFETY: as in `image`.
     let edges = unsafe { [&text_start, &rodata_start, &data_start, &image_end] }.map(addr_of);
     let rights = [Rights::READ | Rights::EXECUTE, Rights::READ, Rights::RW];
@@ -60,7 +60,7 @@ fn build(ram_end: u64) -> Result<HostTree, MapError> {
         if let [start, end] = *part {
             let pages = (end - start).div_ceil(PAGE_SIZE as u64);
             if pages > 0 {
-                let _ = tree.map(&mut Tables, page(start), Mfn::containing(start - IMAGE_BASE), pages, rights)?;
+                let _ = tree.map(page(start), Mfn::containing(start - IMAGE_BASE), pages, rights)?;
             }
         }
     }
@@ -100,7 +100,7 @@ pub fn map_mmio(phys: u64, len: u64) -> Result<*mut u8, MapError> {
     let first = Mfn::containing(phys);
     let pages = phys.saturating_add(len).div_ceil(PAGE_SIZE as u64).saturating_sub(first.0);
     let mut tree = own_table()?;
-    let _ = tree.map(&mut Tables, page(DIRECT_MAP.wrapping_add(first.addr())), first, pages, Rights::MMIO)?;
+    let _ = tree.map(page(DIRECT_MAP.wrapping_add(first.addr())), first, pages, Rights::MMIO)?;
     x86_64::instructions::tlb::flush_all();
     Ok(mem::direct(phys))
 }
@@ -113,7 +113,7 @@ pub fn map_stack(cpu: u32) -> Result<u64, MapError> {
     let bottom = STACKS + (u64::from(cpu) * 2 + 1) * STACK_LEN;
     for at in (bottom..bottom + STACK_LEN).step_by(PAGE_SIZE) {
         let frame = mem::alloc_zeroed().ok_or(MapError::NoMemory)?;
-        let _ = own_table()?.map(&mut Tables, page(at), frame, 1, Rights::RW)?;
+        let _ = own_table()?.map(page(at), frame, 1, Rights::RW)?;
     }
     Ok(bottom + STACK_LEN)
 }
@@ -125,9 +125,9 @@ pub fn map_stack(cpu: u32) -> Result<u64, MapError> {
 pub fn identity(phys: u64, on: bool) -> Result<(), MapError> {
     let mut tree = own_table()?;
     let flush = if on {
-        tree.map(&mut Tables, page(phys), Mfn::containing(phys), 1, Rights::READ | Rights::EXECUTE)?
+        tree.map(page(phys), Mfn::containing(phys), 1, Rights::READ | Rights::EXECUTE)?
     } else {
-        tree.unmap(&mut Tables, page(phys), 1)?
+        tree.unmap(page(phys), 1)?
     };
     if flush.replaced {
         x86_64::instructions::tlb::flush_all();

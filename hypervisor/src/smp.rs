@@ -5,7 +5,6 @@ use crate::{apic, boot, mem, paging, time};
 use core::arch::global_asm;
 use core::arch::x86_64::__cpuid;
 use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
-use hv_core::acpi::LocalApic;
 
 /// Where the trampoline is copied: a page of conventional memory that PC firmware leaves alone once it has loaded us.
 const TRAMPOLINE: u64 = 0x8000;
@@ -53,21 +52,21 @@ fn prepare(slots: [u64; 4]) {
     unsafe { slot.write_volatile(slots) };
 }
 
-/// Starts every CPU of `lapics` but this one; each gets a number and enters `entry`.
-pub fn start(lapics: &[LocalApic], entry: extern "C" fn(&'static PerCpu) -> !) {
+/// Starts the CPUs with these APIC IDs but for this one; each gets a number and enters `entry`.
+pub fn start(apic_ids: &[u32], entry: extern "C" fn(&'static PerCpu) -> !) {
     let own = apic::id();
     if let Err(e) = paging::identity(TRAMPOLINE, true) {
         log::error!("no page table for the trampoline ({e:?}): one CPU only");
         return;
     }
-    for lapic in lapics.iter().filter(|l| l.id != own) {
+    for &apic_id in apic_ids.iter().filter(|&&id| id != own) {
         let id = count();
         if id as usize >= MAX_CPUS {
-            log::warn!("CPU with APIC ID {} left out: {id} CPUs is the limit", lapic.id);
+            log::warn!("CPU with APIC ID {apic_id} left out: {id} CPUs is the limit");
             break;
         }
-        if let Err(why) = start_one(id, lapic.id, entry) {
-            log::error!("CPU with APIC ID {} left out: {why}", lapic.id);
+        if let Err(why) = start_one(id, apic_id, entry) {
+            log::error!("CPU with APIC ID {apic_id} left out: {why}");
         }
     }
     if let Err(e) = paging::identity(TRAMPOLINE, false) {

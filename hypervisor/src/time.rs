@@ -1,7 +1,6 @@
 //! System time: nanoseconds since the hypervisor started, from the TSC, the same on every CPU and in every PV clock.
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use hv_core::acpi::PmTimer;
 use spin::Once;
 use x86_64::instructions::port::Port;
 
@@ -74,8 +73,8 @@ pub fn reading<T>(mut read: impl FnMut() -> T) -> (T, u64) {
 }
 
 /// Frequency of the TSC in kHz, measured against the ACPI PM timer; `None` if that stands still.
-pub fn measure_tsc_khz(pm: PmTimer) -> Option<u64> {
-    let mut port: Port<u32> = Port::new(pm.port);
+pub fn measure_tsc_khz(pm_timer: u16) -> Option<u64> {
+    let mut port: Port<u32> = Port::new(pm_timer);
     // SAFETY: the FADT says that the timer is there; reading it has no effect.
     let mut read = || unsafe { port.read() } & 0x00ff_ffff;
     let (first, start) = reading(&mut read);

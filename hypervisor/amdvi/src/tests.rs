@@ -253,10 +253,9 @@ fn everything_is_denied_before_anything_is_allowed() {
 #[test]
 fn a_device_reaches_what_is_mapped_until_it_is_denied() {
     let (fake, mut unit) = machine(false);
-    let mut store = fake.clone();
-    let mut tree = DeviceTree::new(&mut store).unwrap();
-    let _ = tree.map(&mut store, Dfn(1), Mfn(0x777), 1, Rights::RW).unwrap();
-    let _ = tree.map(&mut store, Dfn(2), Mfn(0x888), 1, Rights::READ).unwrap();
+    let mut tree = DeviceTree::new(fake.clone()).unwrap();
+    let _ = tree.map(Dfn(1), Mfn(0x777), 1, Rights::RW).unwrap();
+    let _ = tree.map(Dfn(2), Mfn(0x888), 1, Rights::READ).unwrap();
     set_interrupt(&fake, INTERRUPTS, 0x51, Some(InterruptEntry { destination: 1, vector: 0x51 }));
     let translation = Translation { root: tree.root(), domain_id: 9, allowed: true };
     let allowed = DeviceEntry { translation, interrupts: Some(INTERRUPTS), quiet: false };
@@ -271,7 +270,7 @@ fn a_device_reaches_what_is_mapped_until_it_is_denied() {
     assert_eq!(fake.dma(NIC + 8, 0x1234, 1), None, "its neighbour has nothing");
 
     // Unmapped, but cached: only the flush makes it so.
-    let _ = tree.unmap(&mut store, Dfn(1), 1).unwrap();
+    let _ = tree.unmap(Dfn(1), 1).unwrap();
     assert_eq!(fake.dma(NIC, 0x1234, 1), Some(0x777234));
     unit.forget_pages(9).unwrap();
     assert_eq!(fake.dma(NIC, 0x1234, 1), None);

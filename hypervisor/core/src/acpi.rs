@@ -66,12 +66,6 @@ impl core::fmt::Display for AcpiError {
     }
 }
 
-/// A local APIC that may be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LocalApic {
-    /// Its ID.
-    pub id: u32,
-}
 /// An IO-APIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IoApic {
@@ -94,12 +88,6 @@ pub struct Override {
     /// Level-triggered; ISA is edge-triggered.
     pub level: bool,
 }
-/// The power-management timer, 3.579545 MHz.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PmTimer {
-    /// I/O port.
-    pub port: u16,
-}
 /// How to turn the machine off: write `type << 10 | 1 << 13` to the control port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SoftOff {
@@ -114,14 +102,14 @@ pub struct SoftOff {
 pub struct Platform {
     /// Physical address of the local APICs.
     pub lapic_addr: u64,
-    /// Processors that may be started, in the table's order: the boot processor is the first.
-    pub lapics: Vec<LocalApic>,
+    /// APIC IDs of the processors that may be started, in the table's order: the boot processor is the first.
+    pub lapics: Vec<u32>,
     /// IO-APICs.
     pub ioapics: Vec<IoApic>,
     /// ISA interrupts that are not where their number says.
     pub overrides: Vec<Override>,
-    /// The timer to calibrate others by.
-    pub pm_timer: Option<PmTimer>,
+    /// I/O port of the power-management timer, 3.579545 MHz, to calibrate others by.
+    pub pm_timer: Option<u16>,
     /// Power off.
     pub soft_off: Option<SoftOff>,
     /// IOMMUs; `None` without an IVRS.
@@ -210,7 +198,7 @@ impl Platform {
         // Enabled; "online capable" processors would have to be added by firmware first.
         let enabled = |flags: u32| flags & 1 != 0;
         match e.u8(0)? {
-            0 if enabled(e.u32(4)?) => self.lapics.push(LocalApic { id: u32::from(e.u8(3)?) }),
+            0 if enabled(e.u32(4)?) => self.lapics.push(e.u8(3)?.into()),
             1 => self.ioapics.push(IoApic { id: e.u8(2)?, addr: e.u32(4)?, gsi_base: e.u32(8)? }),
             2 => {
                 let flags = e.u16(8)?;
@@ -218,7 +206,7 @@ impl Platform {
                 self.overrides.push(Override { irq: e.u8(3)?, gsi: e.u32(4)?, low, level });
             }
             5 => self.lapic_addr = e.u64(4)?,
-            9 if enabled(e.u32(8)?) => self.lapics.push(LocalApic { id: e.u32(4)? }),
+            9 if enabled(e.u32(8)?) => self.lapics.push(e.u32(4)?),
             _ => {}
         }
         Some(())
@@ -232,7 +220,7 @@ impl Platform {
             let new = || bytes.u8(extended).filter(|&space| space == 1).and(bytes.u64(extended.saturating_add(4)));
             old.or_else(new).and_then(|p| u16::try_from(p).ok()).filter(|&p| p != 0)
         };
-        self.pm_timer = port(76, 208).map(|port| PmTimer { port });
+        self.pm_timer = port(76, 208);
         let dsdt = bytes.u64(140).filter(|&a| a != 0).or_else(|| bytes.u32(40).map(u64::from)).filter(|&a| a != 0);
         if let (Some(pm1a), Some(dsdt)) = (port(64, 172), dsdt) {
             let (_, aml) = table(firmware, dsdt)?;

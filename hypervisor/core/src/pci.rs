@@ -15,10 +15,6 @@ use abi::Errno;
 pub struct Bdf(pub u16);
 
 impl Bdf {
-    /// From its parts, cut to their widths.
-    pub const fn new(bus: u8, device: u8, function: u8) -> Self {
-        Self((bus as u16) << 8 | (device as u16 & 31) << 3 | function as u16 & 7)
-    }
     /// Bus.
     pub const fn bus(self) -> u8 {
         (self.0 >> 8) as u8

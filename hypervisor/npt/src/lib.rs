@@ -29,11 +29,11 @@ pub const ENTRIES: usize = 512;
 pub const LARGE_PAGES: u64 = 512;
 
 /// A nested page table: guest-physical to machine.
-pub type NestedTree = Tree<Nested>;
+pub type NestedTree<S> = Tree<Nested, S>;
 /// A device's page table: device address to machine.
-pub type DeviceTree = Tree<Amdvi>;
+pub type DeviceTree<S> = Tree<Amdvi, S>;
 /// The hypervisor's own page table, by virtual page number (48 bits of address).
-pub type HostTree = Tree<Host>;
+pub type HostTree<S> = Tree<Host, S>;
 
 #[cfg(test)]
 mod tests;

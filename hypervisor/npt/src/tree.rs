@@ -38,17 +38,12 @@ pub enum MapError {
     },
 }
 
-/// What must be flushed from translation caches before the change can be relied upon, and before [`Tree::reclaim`].
+/// What a change asks for before it can be relied upon, and before [`Tree::reclaim`].
 #[must_use = "the hardware may still use the old translation"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flush {
-    /// First frame of the range.
-    pub first: u64,
-    /// Pages in it. A cache may hold a large page around it that has been split since: flush by address only where that
-    /// drops such an entry too.
-    pub pages: u64,
-    /// Something that was there has been taken away or altered. False: only empty entries were filled, which nothing but an
-    /// IOMMU that caches absent entries (`NpCache`) can have kept.
+    /// Something that was there has been taken away or altered: translation caches must be flushed. False: only empty entries were
+    /// filled, which nothing but an IOMMU that caches absent entries (`NpCache`) can have kept.
     pub replaced: bool,
 }
 
@@ -63,9 +58,10 @@ pub struct Leaf {
     pub run: u64,
 }
 
-/// A page table of format `F`.
+/// A page table of format `F`, whose tables lie in `S`.
 #[derive(Debug)]
-pub struct Tree<F> {
+pub struct Tree<F, S> {
+    store: S,
     root: Mfn,
     tables: u64,
     retired: Option<Mfn>,
@@ -111,11 +107,11 @@ impl Range {
     }
 }
 
-impl<F: Format> Tree<F> {
+impl<F: Format, S: FrameStore> Tree<F, S> {
     /// An empty tree; `None` without a frame for its root.
-    pub fn new<S: FrameStore>(store: &mut S) -> Option<Self> {
-        let mut tree = Self { root: Mfn(0), tables: 0, retired: None, format: PhantomData };
-        tree.root = tree.table(store, |_| F::EMPTY)?;
+    pub fn new(store: S) -> Option<Self> {
+        let mut tree = Self { store, root: Mfn(0), tables: 0, retired: None, format: PhantomData };
+        tree.root = tree.table(|_| F::EMPTY)?;
         Some(tree)
     }
     /// The root table, for nCR3 or a device table entry.
@@ -132,29 +128,22 @@ impl<F: Format> Tree<F> {
     ///
     /// # Errors
     /// [`MapError`]; nothing has changed then.
-    pub fn map<S: FrameStore>(
-        &mut self,
-        store: &mut S,
-        at: F::From,
-        to: Mfn,
-        pages: u64,
-        rights: Rights,
-    ) -> Result<Flush, MapError> {
+    pub fn map(&mut self, at: F::From, to: Mfn, pages: u64, rights: Rights) -> Result<Flush, MapError> {
         let range = Self::range(at, pages)?;
         if to.0.checked_add(pages).is_none_or(|end| end > MACHINE_FRAMES) {
             return Err(MapError::Range { first: to.0, pages });
         }
         let delta = to.0.wrapping_sub(range.first);
-        if !self.prepare(store, self.root, F::LEVELS, range, Some(delta)) {
+        if !self.prepare(self.root, F::LEVELS, range, Some(delta)) {
             // Only the tables just made are empty. No hardware has translated by them: nothing to flush before they go.
             let unflushed = self.retired.take();
-            let _ = self.prune(store, self.root, F::LEVELS, range);
-            self.reclaim(store);
+            let _ = self.prune(self.root, F::LEVELS, range);
+            self.reclaim();
             self.retired = unflushed;
             return Err(MapError::NoMemory);
         }
-        let mut flush = Flush { first: range.first, pages, replaced: false };
-        Self::fill(store, self.root, F::LEVELS, range, delta, rights, &mut flush);
+        let mut flush = Flush { replaced: false };
+        self.fill(self.root, F::LEVELS, range, delta, rights, &mut flush);
         Ok(flush)
     }
 
@@ -162,26 +151,26 @@ impl<F: Format> Tree<F> {
     ///
     /// # Errors
     /// [`MapError::NoMemory`] only where a large page has to be split; nothing has changed then.
-    pub fn unmap<S: FrameStore>(&mut self, store: &mut S, at: F::From, pages: u64) -> Result<Flush, MapError> {
+    pub fn unmap(&mut self, at: F::From, pages: u64) -> Result<Flush, MapError> {
         let range = Self::range(at, pages)?;
-        if !self.prepare(store, self.root, F::LEVELS, range, None) {
+        if !self.prepare(self.root, F::LEVELS, range, None) {
             return Err(MapError::NoMemory);
         }
-        let mut flush = Flush { first: range.first, pages, replaced: false };
-        Self::clear(store, self.root, F::LEVELS, range, &mut flush);
-        let _ = self.prune(store, self.root, F::LEVELS, range);
+        let mut flush = Flush { replaced: false };
+        self.clear(self.root, F::LEVELS, range, &mut flush);
+        let _ = self.prune(self.root, F::LEVELS, range);
         Ok(flush)
     }
 
     /// Where a frame is mapped.
-    pub fn translate<S: FrameStore>(&self, store: &S, at: F::From) -> Option<Leaf> {
+    pub fn translate(&self, at: F::From) -> Option<Leaf> {
         let at = at.number();
         if at >= span(F::LEVELS).saturating_mul(ENTRIES as u64) {
             return None;
         }
         let mut table = self.root;
         for level in (1..=F::LEVELS).rev() {
-            match F::decode(store.read(table, index(at, level)), level) {
+            match self.entry(table, index(at, level), level) {
                 Entry::Empty => return None,
                 Entry::Table(next) => table = next,
                 Entry::Leaf(first, rights) => {
@@ -195,45 +184,45 @@ impl<F: Format> Tree<F> {
     }
 
     /// Calls `f` with each mapped place: its first frame, and the whole leaf there. In ascending order.
-    pub fn each_leaf<S: FrameStore>(&self, store: &S, f: &mut impl FnMut(u64, Leaf)) {
-        Self::each_below(store, self.root, F::LEVELS, 0, f);
+    pub fn each_leaf(&self, f: &mut impl FnMut(u64, Leaf)) {
+        self.each_below(self.root, F::LEVELS, 0, f);
     }
 
-    fn each_below<S: FrameStore>(store: &S, table: Mfn, level: u32, base: u64, f: &mut impl FnMut(u64, Leaf)) {
+    fn each_below(&self, table: Mfn, level: u32, base: u64, f: &mut impl FnMut(u64, Leaf)) {
         for (i, at) in (0..ENTRIES).zip((base..).step_by(span(level) as usize)) {
-            match F::decode(store.read(table, i), level) {
+            match self.entry(table, i, level) {
                 Entry::Empty => {}
-                Entry::Table(next) => Self::each_below(store, next, level.saturating_sub(1), at, f),
+                Entry::Table(next) => self.each_below(next, level.saturating_sub(1), at, f),
                 Entry::Leaf(mfn, rights) => f(at, Leaf { mfn, rights, run: span(level) }),
             }
         }
     }
 
     /// Frees the tables that earlier changes emptied. The caller has flushed those changes, walk caches included.
-    pub fn reclaim<S: FrameStore>(&mut self, store: &mut S) {
+    pub fn reclaim(&mut self) {
         while let Some(table) = self.retired {
-            self.retired = match store.read(table, 0) >> 12 {
+            self.retired = match self.store.read(table, 0) >> 12 {
                 0 => None,
                 next => Some(Mfn(next)),
             };
-            store.free(table);
+            self.store.free(table);
             self.tables = self.tables.saturating_sub(1);
         }
     }
 
     /// Frees every table. The hardware no longer uses the tree.
-    pub fn destroy<S: FrameStore>(mut self, store: &mut S) {
-        self.reclaim(store);
-        Self::free_below(store, self.root, F::LEVELS);
+    pub fn destroy(mut self) {
+        self.reclaim();
+        self.free_below(self.root, F::LEVELS);
     }
 
-    fn free_below<S: FrameStore>(store: &mut S, table: Mfn, level: u32) {
+    fn free_below(&mut self, table: Mfn, level: u32) {
         for i in 0..ENTRIES {
-            if let Entry::Table(next) = F::decode(store.read(table, i), level) {
-                Self::free_below(store, next, level.saturating_sub(1));
+            if let Entry::Table(next) = self.entry(table, i, level) {
+                self.free_below(next, level.saturating_sub(1));
             }
         }
-        store.free(table);
+        self.store.free(table);
     }
 
     fn range(at: F::From, pages: u64) -> Result<Range, MapError> {
@@ -245,11 +234,15 @@ impl<F: Format> Tree<F> {
         }
     }
 
+    fn entry(&self, table: Mfn, index: usize, level: u32) -> Entry {
+        F::decode(self.store.read(table, index), level)
+    }
+
     /// A new table, filled before anything points to it.
-    fn table<S: FrameStore>(&mut self, store: &mut S, entry: impl Fn(u64) -> u64) -> Option<Mfn> {
-        let table = store.alloc()?;
+    fn table(&mut self, entry: impl Fn(u64) -> u64) -> Option<Mfn> {
+        let table = self.store.alloc()?;
         for (i, n) in (0..ENTRIES).zip(0..) {
-            store.write(table, i, entry(n));
+            self.store.write(table, i, entry(n));
         }
         self.tables = self.tables.saturating_add(1);
         Some(table)
@@ -257,21 +250,14 @@ impl<F: Format> Tree<F> {
 
     /// Makes every entry of the range reachable that a change needs to write: to map (`delta`: machine minus device frame), or
     /// to unmap (`None`). False: out of memory.
-    fn prepare<S: FrameStore>(
-        &mut self,
-        store: &mut S,
-        table: Mfn,
-        level: u32,
-        range: Range,
-        delta: Option<u64>,
-    ) -> bool {
+    fn prepare(&mut self, table: Mfn, level: u32, range: Range, delta: Option<u64>) -> bool {
         let below = level.saturating_sub(1);
         if below == 0 {
             return true;
         }
         for part in range.parts(level) {
             let i = index(part.first, level);
-            let next = match F::decode(store.read(table, i), level) {
+            let next = match self.entry(table, i, level) {
                 Entry::Table(next) => next,
                 Entry::Empty if delta.is_none() || delta.is_some_and(|d| large(part, level, d)) => continue,
                 Entry::Leaf(..) if part.covers(level) && delta.is_none_or(|d| large(part, level, d)) => continue,
@@ -283,70 +269,61 @@ impl<F: Format> Tree<F> {
                         }
                         _ => F::EMPTY,
                     };
-                    let Some(next) = self.table(store, sub) else { return false };
-                    store.write(table, i, F::encode(Entry::Table(next), level));
+                    let Some(next) = self.table(sub) else { return false };
+                    self.store.write(table, i, F::encode(Entry::Table(next), level));
                     next
                 }
             };
-            if !self.prepare(store, next, below, part, delta) {
+            if !self.prepare(next, below, part, delta) {
                 return false;
             }
         }
         true
     }
 
-    fn fill<S: FrameStore>(
-        store: &mut S,
-        table: Mfn,
-        level: u32,
-        range: Range,
-        delta: u64,
-        rights: Rights,
-        flush: &mut Flush,
-    ) {
+    fn fill(&mut self, table: Mfn, level: u32, range: Range, delta: u64, rights: Rights, flush: &mut Flush) {
         for part in range.parts(level) {
             let i = index(part.first, level);
-            let bits = store.read(table, i);
-            let old = F::decode(bits, level);
+            let old = self.entry(table, i, level);
             if let Entry::Table(next) = old {
-                Self::fill(store, next, level.saturating_sub(1), part, delta, rights, flush);
+                self.fill(next, level.saturating_sub(1), part, delta, rights, flush);
                 continue;
             }
             let new = Entry::Leaf(Mfn(part.first.wrapping_add(delta)), rights);
             if old != new {
                 flush.replaced |= old != Entry::Empty;
-                store.write(table, i, F::encode(new, level));
+                self.store.write(table, i, F::encode(new, level));
             }
         }
     }
 
-    fn clear<S: FrameStore>(store: &mut S, table: Mfn, level: u32, range: Range, flush: &mut Flush) {
+    fn clear(&mut self, table: Mfn, level: u32, range: Range, flush: &mut Flush) {
         for part in range.parts(level) {
             let i = index(part.first, level);
-            match F::decode(store.read(table, i), level) {
+            match self.entry(table, i, level) {
                 Entry::Empty => {}
-                Entry::Table(next) => Self::clear(store, next, level.saturating_sub(1), part, flush),
+                Entry::Table(next) => self.clear(next, level.saturating_sub(1), part, flush),
                 Entry::Leaf(..) => {
                     flush.replaced = true;
-                    store.write(table, i, F::EMPTY);
+                    self.store.write(table, i, F::EMPTY);
                 }
             }
         }
     }
 
     /// Unlinks the tables in the range that are empty. True: so is `table`.
-    fn prune<S: FrameStore>(&mut self, store: &mut S, table: Mfn, level: u32, range: Range) -> bool {
+    fn prune(&mut self, table: Mfn, level: u32, range: Range) -> bool {
         for part in range.parts(level) {
             let i = index(part.first, level);
-            let Entry::Table(next) = F::decode(store.read(table, i), level) else { continue };
-            if self.prune(store, next, level.saturating_sub(1), part) {
-                store.write(table, i, F::EMPTY);
+            let Entry::Table(next) = self.entry(table, i, level) else { continue };
+            if self.prune(next, level.saturating_sub(1), part) {
+                self.store.write(table, i, F::EMPTY);
                 // The chain reads as not present (bit 0 clear) in every format, should a walk cache still lead here.
-                store.write(next, 0, self.retired.map_or(0, |m| m.0 << 12));
+                self.store.write(next, 0, self.retired.map_or(0, |m| m.0 << 12));
                 self.retired = Some(next);
             }
         }
-        (0..ENTRIES).all(|i| F::decode(store.read(table, i), level) == Entry::Empty)
+        (0..ENTRIES).all(|i| self.entry(table, i, level) == Entry::Empty)
     }
 }
 

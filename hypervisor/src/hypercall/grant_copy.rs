@@ -97,7 +97,7 @@ impl Copier<'_> {
             return Err(status::PERMISSION_DENIED);
         }
         let p2m = user.p2m.lock();
-        let leaf = p2m.lookup(Gfn(side.u)).ok_or(status::BAD_PAGE)?;
+        let leaf = p2m.translate(Gfn(side.u)).ok_or(status::BAD_PAGE)?;
         if !readonly && !leaf.rights.contains(Rights::WRITE) {
             return Err(status::BAD_PAGE);
         }
@@ -118,11 +118,7 @@ impl Side {
 
     fn unpin(self) {
         match self {
-            Self::Own(mfn) => {
-                if let Err(e) = mem::frames().unpin(mfn) {
-                    panic!("pin of frame {mfn} lost: {e:?}");
-                }
-            }
+            Self::Own(mfn) => mem::unpin(mfn),
             Self::Granted(access) => grants::release([access]),
         }
     }

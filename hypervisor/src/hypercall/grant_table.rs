@@ -81,7 +81,7 @@ fn enter(caller: &Caller<'_>, place: Place, access: Access) -> Result<u32, (Acce
     let user = caller.domain;
     let rights = if access.readonly() { Rights::READ } else { Rights::READ | Rights::WRITE };
     let mut p2m = user.p2m.lock();
-    if p2m.lookup(place.gfn).is_some() {
+    if p2m.translate(place.gfn).is_some() {
         return Err((access, status::BAD_VIRT_ADDR));
     }
     if !user.may_grow(&p2m) {
@@ -95,7 +95,7 @@ fn enter(caller: &Caller<'_>, place: Place, access: Access) -> Result<u32, (Acce
     }
     if place.device && iommu::map(user.id, Dfn(place.gfn.0), access.mfn(), 1, rights).is_err() {
         drop(p2m);
-        grants::withdraw(user, Place { device: false, ..place });
+        grants::take_out(user, &[Place { device: false, ..place }]);
         return Err((access, status::NO_DEVICE_SPACE));
     }
     // Held while the lock is: who unmaps by this handle finds the page in place.
@@ -103,7 +103,7 @@ fn enter(caller: &Caller<'_>, place: Place, access: Access) -> Result<u32, (Acce
     drop(p2m);
     iommu::flush(user.id);
     held.map_err(|access| {
-        grants::withdraw(user, place);
+        grants::take_out(user, &[place]);
         (access, status::NO_DEVICE_SPACE)
     })
 }

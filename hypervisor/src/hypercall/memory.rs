@@ -40,7 +40,7 @@ fn add_to_physmap(domain: &Domain, op: &AddToPhysmap) -> Result<(), Errno> {
     // RAM gives way, as in Xen: Linux puts the page where it has some.
     let _replaced = decrease(domain, &[Gfn(op.gpfn)]);
     let mut p2m = domain.p2m.lock();
-    match p2m.lookup(Gfn(op.gpfn)) {
+    match p2m.translate(Gfn(op.gpfn)) {
         Some(leaf) if leaf.mfn == frame.mfn() => return Ok(()),
         Some(_) => return Err(Errno::EEXIST),
         None if !domain.may_grow(&p2m) => return Err(Errno::ENOMEM),
@@ -82,7 +82,7 @@ fn decrease(domain: &Domain, gfns: &[Gfn]) -> usize {
     let mut p2m = domain.p2m.lock();
     let mut out = heapless::Vec::<Mfn, { BATCH_MAX as usize }>::new();
     for &gfn in gfns {
-        let Some(leaf) = p2m.lookup(gfn) else { break };
+        let Some(leaf) = p2m.translate(gfn) else { break };
         let mine = {
             let frames = mem::frames();
             frames.owner(leaf.mfn) == Some(Owner::Domain(domain.id)) && frames.pins(leaf.mfn) == 0
@@ -116,7 +116,7 @@ fn populate(domain: &Domain, gfns: &[Gfn]) -> usize {
         let Some(&mfn) = ballooned.last() else { break };
         // SAFETY: a frame of the domain that is in no page table; a guest's frame holds no Rust values.
         unsafe { SharedFrame::from_mfn(mfn) }.zero();
-        let room = p2m.lookup(gfn).is_none() && domain.may_grow(&p2m);
+        let room = p2m.translate(gfn).is_none() && domain.may_grow(&p2m);
         if !room || p2m.map(gfn, mfn, 1, rights).is_err() {
             break;
         }

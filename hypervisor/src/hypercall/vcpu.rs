@@ -1,7 +1,7 @@
 //! `vcpu_op`: a vCPU's timer, and where its `vcpu_info` and its times are.
 
 use super::Caller;
-use crate::domain::Domain;
+use crate::domain::{Domain, writable};
 use crate::vcpu::{Vcpu, state};
 use crate::{deadlines, events, mem, time};
 use abi::shared::vcpu_info;
@@ -71,14 +71,14 @@ fn register_info(domain: &Domain, caller: &Vcpu, vcpu: &Arc<Vcpu>, op: &Register
         return Err(Errno::EINVAL);
     }
     let p2m = domain.p2m.lock();
-    let frame = p2m.writable(Gfn(op.mfn)).ok_or(Errno::EINVAL)?;
+    let frame = writable(&p2m, Gfn(op.mfn)).ok_or(Errno::EINVAL)?;
     let old = vcpu.info(domain).map_or([0; vcpu_info::SIZE], |info| info.bytes());
     mem::frames().pin(frame.mfn(), Owner::Domain(domain.id)).map_err(|_| Errno::EINVAL)?;
     let written = frame.write(offset, &old);
     debug_assert!(written, "the structure was checked to lie inside the page");
     let addr = frame.mfn().addr() + offset as u64;
     if vcpu.info_addr.compare_exchange(0, addr, SeqCst, SeqCst).is_err() {
-        unpin(frame.mfn());
+        mem::unpin(frame.mfn());
         return Err(Errno::EINVAL);
     }
     drop(p2m);
@@ -86,12 +86,6 @@ fn register_info(domain: &Domain, caller: &Vcpu, vcpu: &Arc<Vcpu>, op: &Register
     // What came between the copy and the move may be in the old place only: look at everything once.
     events::reselect(domain, vcpu);
     Ok(())
-}
-
-fn unpin(mfn: Mfn) {
-    if let Err(e) = mem::frames().unpin(mfn) {
-        panic!("pin of frame {mfn} lost: {e:?}");
-    }
 }
 
 /// Lets go of what a domain's vCPUs have registered: it is being restarted, and none of them runs.
@@ -102,7 +96,7 @@ pub fn forget_registrations(domain: &Domain) {
             vcpu.info_addr.swap(0, SeqCst)
         };
         if addr != 0 {
-            unpin(Mfn::containing(addr));
+            mem::unpin(Mfn::containing(addr));
         }
     }
 }

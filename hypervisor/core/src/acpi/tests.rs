@@ -110,12 +110,12 @@ fn machine(tables: &[Vec<u8>]) -> Memory {
 fn a_pc_is_understood() {
     let p = machine(&[fadt(0x3000), madt(), mcfg(), ivrs(&[ivhd(0x10, ENTRIES)])]).parse().unwrap();
     assert_eq!(p.lapic_addr, 0xFEE0_0000);
-    assert_eq!(p.lapics, [LocalApic { id: 0 }, LocalApic { id: 1 }]);
+    assert_eq!(p.lapics, [0, 1]);
     assert_eq!(p.ioapics, [IoApic { id: 7, addr: 0xFEC0_0000, gsi_base: 0 }]);
     assert_eq!(p.isa_irq(0).gsi, 2);
     assert_eq!(p.isa_irq(9), Override { irq: 9, gsi: 9, low: false, level: true });
     assert_eq!(p.isa_irq(3), Override { irq: 3, gsi: 3, low: false, level: false });
-    assert_eq!(p.pm_timer, Some(PmTimer { port: 0x608 }));
+    assert_eq!(p.pm_timer, Some(0x608));
     assert_eq!(p.soft_off, Some(SoftOff { pm1a: (0x604, 5), pm1b: None }));
     let ivrs = p.ivrs.unwrap();
     assert_eq!((ivrs.iommus[0].bdf, ivrs.iommus[0].capability, ivrs.iommus[0].base), (0x10, 0x40, 0xFED8_0000));

@@ -55,7 +55,7 @@ fn e1000(fake: &mut Fake, bdf: Bdf) {
 #[test]
 fn bars_are_sized_with_decoding_off_and_left_as_they_were() {
     let mut fake = Fake::default();
-    let bdf = Bdf::new(0, 3, 0);
+    let bdf = Bdf(3 << 3);
     e1000(&mut fake, bdf);
     fake.bar(bdf, 2, 0xE000_000C, 0xFF00_0000); // 64-bit, prefetchable, 16 MiB at 0x8_E000_0000
     fake.bar(bdf, 3, 8, u32::MAX);
@@ -72,7 +72,7 @@ fn bars_are_sized_with_decoding_off_and_left_as_they_were() {
 #[test]
 fn capabilities_and_resets() {
     let mut fake = Fake::default();
-    let bdf = Bdf::new(0, 3, 0);
+    let bdf = Bdf(3 << 3);
     e1000(&mut fake, bdf);
     assert_eq!(reset_method(&fake, bdf), Reset::Driver);
     fake.set(bdf, reg::CAPABILITIES, 0xC8);
