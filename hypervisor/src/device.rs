@@ -88,6 +88,9 @@ fn find_device(owner: DomId, record: &bundle::Device) -> Result<Device, String> 
     if iommu || class >> 24 == 6 || space.read(bdf, reg::HEADER) >> 16 & 0x7F != 0 {
         return Err(format!("PCI device {bdf} is a bridge or an IOMMU and cannot be assigned"));
     }
+    if core_pci::passes_iommu(space, bdf) {
+        return Err(format!("PCI device {bdf} passes the IOMMU by: give it disable-legacy=on,iommu_platform=on"));
+    }
     set_command(bdf, 0, command::BUS_MASTER);
     let bars = core_pci::size_bars(space, bdf);
     for (number, bar) in bars.iter().enumerate() {

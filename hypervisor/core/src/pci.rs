@@ -74,6 +74,8 @@ pub mod cap {
     pub const PM: u8 = 0x01;
     /// Message-signalled interrupts.
     pub const MSI: u8 = 0x05;
+    /// Vendor-specific.
+    pub const VENDOR: u8 = 0x09;
     /// PCI Express.
     pub const EXPRESS: u8 = 0x10;
     /// MSI-X.
@@ -125,25 +127,52 @@ pub fn present(config: &impl Config, bdf: Bdf) -> bool {
     config.read(bdf, reg::ID) & 0xFFFF != 0xFFFF
 }
 
+/// Offsets of all capabilities with their first words: type-specific << 16 | next << 8 | ID.
+fn capabilities(config: &impl Config, bdf: Bdf) -> impl Iterator<Item = (u16, u32)> {
+    const LIST: u32 = 1 << 20;
+    let listed = config.read(bdf, reg::COMMAND) & LIST != 0;
+    let mut next = if listed { config.read(bdf, reg::CAPABILITIES) as u16 & 0xFC } else { 0 };
+    let list = core::iter::from_fn(move || {
+        let head = (next >= 0x40).then(|| config.read(bdf, next))?;
+        Some((core::mem::replace(&mut next, (head >> 8) as u16 & 0xFC), head))
+    });
+    // 48 capabilities fit; a list that is longer goes in circles.
+    list.take(48)
+}
+
 /// Offset of a capability.
 pub fn capability(config: &impl Config, bdf: Bdf, id: u8) -> Option<u16> {
-    const LIST: u32 = 1 << 20;
-    if config.read(bdf, reg::COMMAND) & LIST == 0 {
-        return None;
+    capabilities(config, bdf).find(|&(_, head)| head as u8 == id).map(|(at, _)| at)
+}
+
+/// Whether a function is a virtio device that does not offer `VIRTIO_F_ACCESS_PLATFORM`: it takes addresses for physical ones, and an
+/// emulator lets it pass the IOMMU by. One whose features cannot be read counts as such. They are read through the window that a
+/// virtio device has in configuration space, so nothing has to be mapped (Virtual I/O Device 1.2, 4.1.4).
+pub fn passes_iommu(config: &impl Config, bdf: Bdf) -> bool {
+    const VENDOR: u32 = 0x1AF4;
+    const DEVICES: core::ops::Range<u32> = 0x1000..0x1080;
+    /// `cfg_type` of the common configuration, and of the window.
+    const COMMON: u32 = 1;
+    const WINDOW: u32 = 5;
+    /// Bit 33, in the second word.
+    const ACCESS_PLATFORM: u32 = 1 << 1;
+    let id = config.read(bdf, reg::ID);
+    if id & 0xFFFF != VENDOR || !DEVICES.contains(&(id >> 16)) {
+        return false;
     }
-    let mut at = config.read(bdf, reg::CAPABILITIES) as u16 & 0xFC;
-    // 48 capabilities fit; a list that is longer goes in circles.
-    for _ in 0..48 {
-        if at < 0x40 {
-            return None;
-        }
-        let head = config.read(bdf, at);
-        if head as u8 == id {
-            return Some(at);
-        }
-        at = (head >> 8) as u16 & 0xFC;
-    }
-    None
+    let find = |kind| capabilities(config, bdf).find(|&(_, head)| head as u8 == cap::VENDOR && head >> 24 == kind);
+    let (Some((common, _)), Some((window, _))) = (find(COMMON), find(WINDOW)) else { return true };
+    // BAR, offset and length at 4, 8 and 12 of both; the window's data at 16.
+    let word = |at: u16, n: u16| at.saturating_add(n) & 0xFC;
+    let open = |register| {
+        config.write(bdf, word(window, 4), config.read(bdf, word(common, 4)));
+        config.write(bdf, word(window, 8), config.read(bdf, word(common, 8)).saturating_add(register));
+        config.write(bdf, word(window, 12), 4);
+    };
+    open(0); // device_feature_select
+    config.write(bdf, word(window, 16), 1);
+    open(4); // device_feature
+    config.read(bdf, word(window, 16)) & ACCESS_PLATFORM == 0
 }
 
 /// Sizes the BARs of a function whose decoding this switches off meanwhile. By number; the second half of a 64-bit BAR is

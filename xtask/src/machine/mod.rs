@@ -58,6 +58,9 @@ pub struct Lacks {
     /// The NICs.
     #[serde(default)]
     pub nics: bool,
+    /// Virtio devices' translation by the IOMMU.
+    #[serde(default)]
+    pub translation: bool,
 }
 
 /// A machine that runs; it ends when this is dropped.

@@ -94,12 +94,12 @@ fn board(machine: &Machine, drives: &Drives, lacks: &Lacks, kvm: bool, folder: &
         let address = nic.address.0 >> 3 & 31;
         put(&["-device", &format!("{},netdev=n{i},addr={address:#x},mac={}", nic.model, nic.mac)]);
     }
-    disks(machine, drives, &mut put);
+    disks(machine, drives, !lacks.translation, &mut put);
     args
 }
 
 /// The drives, each with its block node, on controllers made when their first drive comes.
-fn disks(machine: &Machine, drives: &Drives, put: &mut impl FnMut(&[&str])) {
+fn disks(machine: &Machine, drives: &Drives, translated: bool, put: &mut impl FnMut(&[&str])) {
     for (number, disk) in machine.disks.iter().enumerate() {
         put(&["-blockdev", &drives.node(number, disk).to_string()]);
         let slot = disk.address.0 >> 3 & 31;
@@ -119,10 +119,13 @@ fn disks(machine: &Machine, drives: &Drives, put: &mut impl FnMut(&[&str])) {
                 put(&["-device", &format!("ide-hd,bus=ahci{slot}.{port},{common}{serial}")]);
             }
             // Without `iommu_platform` its DMA would pass the IOMMU by.
-            Model::Virtio => put(&[
-                "-device",
-                &format!("virtio-blk-pci,addr={slot:#x},disable-legacy=on,iommu_platform=on,{common}{serial}"),
-            ]),
+            Model::Virtio => {
+                let platform = if translated { ",iommu_platform=on" } else { "" };
+                put(&[
+                    "-device",
+                    &format!("virtio-blk-pci,addr={slot:#x},disable-legacy=on{platform},{common}{serial}"),
+                ]);
+            }
         }
     }
 }

@@ -10,7 +10,12 @@ struct Fake {
     /// Writable bits; 0 where none.
     masks: BTreeMap<(Bdf, u16), u32>,
     decoded_while_sizing: RefCell<bool>,
+    /// Features of a virtio device, by their second word; its common configuration is at 0x3000 of BAR 4.
+    features: Option<u32>,
 }
+
+/// Where [`Fake`]'s virtio window is.
+const WINDOW: u16 = 0x84;
 
 impl Fake {
     fn function(&mut self, bdf: Bdf, id: u32, header: u32) {
@@ -33,10 +38,20 @@ impl Fake {
 impl Config for Fake {
     fn read(&self, bdf: Bdf, offset: u16) -> u32 {
         assert!(offset.is_multiple_of(4) && offset < 256);
+        if let Some(features) = self.features.filter(|_| offset == WINDOW + 16) {
+            let word = |at| self.words.borrow()[&(bdf, at)];
+            assert_eq!((word(WINDOW + 4), word(WINDOW + 8), word(WINDOW + 12)), (4, 0x3004, 4), "BAR, offset, length");
+            return if word(offset) == 1 { features } else { u32::MAX };
+        }
         self.words.borrow().get(&(bdf, offset)).copied().unwrap_or(u32::MAX)
     }
     fn write(&self, bdf: Bdf, offset: u16, value: u32) {
         let mask = self.masks.get(&(bdf, offset)).copied().unwrap_or(0);
+        if offset == WINDOW + 16 {
+            assert_eq!(self.words.borrow()[&(bdf, WINDOW + 8)], 0x3000);
+            self.words.borrow_mut().insert((bdf, offset), value);
+            return;
+        }
         let old = self.read(bdf, offset);
         if (reg::BAR0..0x28).contains(&offset) && self.read(bdf, reg::COMMAND) & 7 != 0 {
             *self.decoded_while_sizing.borrow_mut() = true;
@@ -88,6 +103,32 @@ fn capabilities_and_resets() {
     assert_eq!(reset_method(&fake, bdf), Reset::Function { offset: 0xE8, bit: 1 << 15 });
     fake.set(bdf, 0xE0, 0x0001_C810); // back to the first: a circle
     assert_eq!(capability(&fake, bdf, cap::MSIX), None);
+}
+
+#[test]
+fn a_virtio_device_that_passes_the_iommu_is_told() {
+    let bdf = Bdf(5 << 3);
+    let virtio = |id: u32, features, parts: &[(u16, u32, u16)]| {
+        let mut fake = Fake { features, ..Fake::default() };
+        fake.function(bdf, id << 16 | 0x1AF4, 0);
+        fake.set(bdf, reg::CAPABILITIES, parts.first().map_or(0, |p| p.0.into()));
+        for &(at, kind, next) in parts {
+            fake.set(bdf, at, kind << 24 | 0x14 << 16 | u32::from(next) << 8 | 9);
+            fake.set(bdf, at + 4, if kind == 1 { 4 } else { 0 });
+            fake.set(bdf, at + 8, if kind == 1 { 0x3000 } else { 0 });
+            (4..=12).step_by(4).for_each(|n| _ = fake.masks.insert((bdf, WINDOW + n), u32::MAX));
+        }
+        passes_iommu(&fake, bdf)
+    };
+    let whole = [(0x40, 1, 0x50), (0x50, 3, WINDOW), (WINDOW, 5, 0)];
+    assert!(!virtio(0x1042, Some(0b11), &whole), "VERSION_1 and ACCESS_PLATFORM");
+    assert!(virtio(0x1042, Some(0b01), &whole));
+    assert!(virtio(0x1001, None, &[]), "a legacy device");
+    assert!(virtio(0x1042, Some(0b11), &whole[..1]), "no window");
+    assert!(!virtio(0x1110, None, &[]), "ivshmem is none");
+    let mut fake = Fake::default();
+    e1000(&mut fake, bdf);
+    assert!(!passes_iommu(&fake, bdf));
 }
 
 #[test]
