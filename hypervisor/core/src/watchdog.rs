@@ -43,18 +43,25 @@ impl Watchdogs {
     }
 }
 
-/// Parts of the fine watchdog's time. Each has to be seen to pass: a machine that is itself held up (a hypervisor below us, an
-/// emulator without a CPU) loses one part then and not the domain, which gets to feed it before the others are over.
-pub const PARTS: u8 = 4;
+/// The fine watchdog's time in ticks. Of the first half only the end is looked at, as hardly a domain that is well gets that far; then each
+/// tick is.
+const TICKS: u32 = 20;
+/// What a tick counts that was seen to end in time: the CPU was there, and with it the vCPU. A look that comes a tick late or more tells
+/// that the CPU was not (a hypervisor below us, an emulator whose thread waits for a CPU), so the domain had no chance to feed. It counts
+/// for next to nothing, yet for something: on a machine that is always late a hang ends as well.
+const IN_TIME: u32 = 8;
+const LATE: u32 = 1;
 
 /// The fine watchdog of one vCPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FineWatchdog {
-    /// Armed: ns of a part.
-    part_ns: Option<u64>,
-    /// Parts that passed since it was fed.
-    passed: u8,
-    /// ns of busy time left in this part at `busy_since_ns`, or while idle.
+    /// Armed: ns of a tick.
+    tick_ns: Option<u64>,
+    /// What was counted since it was fed.
+    count: u32,
+    /// Ticks that the span lasts whose end is looked at next.
+    span: u32,
+    /// ns of busy time left of it at `busy_since_ns`, or while idle.
     left_ns: u64,
     busy_since_ns: Option<u64>,
 }
@@ -62,14 +69,15 @@ pub struct FineWatchdog {
 impl FineWatchdog {
     /// Arms or feeds it; 0 ends it.
     pub fn arm(&mut self, timeout_ms: u64, now_ns: u64) {
-        self.part_ns = (timeout_ms != 0).then(|| timeout_ms.saturating_mul(NS_PER_MS).div_ceil(u64::from(PARTS)));
-        self.passed = 0;
-        self.next_part(now_ns);
+        self.tick_ns = (timeout_ms != 0).then(|| timeout_ms.saturating_mul(NS_PER_MS).div_ceil(TICKS.into()));
+        self.count = 0;
+        self.begin(TICKS / 2, now_ns);
     }
 
-    fn next_part(&mut self, now_ns: u64) {
-        self.left_ns = self.part_ns.unwrap_or(0);
-        self.busy_since_ns = self.busy_since_ns.map(|_| now_ns);
+    fn begin(&mut self, span: u32, from_ns: u64) {
+        self.span = span;
+        self.left_ns = self.tick_ns.unwrap_or(0).saturating_mul(span.into());
+        self.busy_since_ns = self.busy_since_ns.map(|_| from_ns);
     }
 
     /// The vCPU became busy (runnable or running) or idle (blocked, polling, paused).
@@ -83,20 +91,21 @@ impl FineWatchdog {
         self.busy_since_ns = busy.then_some(now_ns);
     }
 
-    /// When the part that runs is over, in system time; `None` while it is not armed or its vCPU is idle.
+    /// When the next look is due, in system time; `None` while it is not armed or its vCPU is idle.
     pub fn deadline_ns(&self) -> Option<u64> {
-        self.part_ns?;
+        self.tick_ns?;
         Some(self.busy_since_ns?.saturating_add(self.left_ns))
     }
 
-    /// Looks at `now_ns`; true if the last part is over, and so the watchdog missed. The next part begins now, however late this is.
+    /// Looks at `now_ns`; true if its time is over, and so the watchdog missed.
     pub fn expire(&mut self, now_ns: u64) -> bool {
-        if self.deadline_ns().is_none_or(|at| at > now_ns) {
-            return false;
-        }
-        self.passed = self.passed.saturating_add(1);
-        self.next_part(now_ns);
-        self.passed >= PARTS
+        let due = self.deadline_ns().zip(self.tick_ns).filter(|&(at, _)| at <= now_ns);
+        let Some((at, tick)) = due else { return false };
+        let in_time = now_ns.saturating_sub(at) < tick;
+        self.count = self.count.saturating_add(if in_time { self.span.saturating_mul(IN_TIME) } else { LATE });
+        // The next tick begins where this one ended, or after a hold-up now.
+        self.begin(1, if in_time { at } else { now_ns });
+        self.count >= TICKS.saturating_mul(IN_TIME)
     }
 }
 
@@ -127,14 +136,14 @@ mod tests {
         let mut w = FineWatchdog::default();
         w.set_busy(true, 0);
         w.arm(8, 1_000_000);
-        assert_eq!(w.deadline_ns(), Some(3_000_000));
+        assert_eq!(w.deadline_ns(), Some(5_000_000));
         w.set_busy(false, 2_000_000);
         assert_eq!(w.deadline_ns(), None);
         w.set_busy(true, 500_000_000);
         w.set_busy(true, 500_000_001);
-        assert_eq!(w.deadline_ns(), Some(501_000_000));
+        assert_eq!(w.deadline_ns(), Some(503_000_000));
         w.arm(8, 500_500_000);
-        assert_eq!(w.deadline_ns(), Some(502_500_000));
+        assert_eq!(w.deadline_ns(), Some(504_500_000));
         w.arm(0, 502_000_000);
         assert_eq!(w.deadline_ns(), None);
         assert!(!w.expire(u64::MAX));
@@ -146,33 +155,46 @@ mod tests {
         w.arm(4, 100);
         assert_eq!(w.deadline_ns(), None);
         w.set_busy(true, 900);
-        assert_eq!(w.deadline_ns(), Some(1_000_900));
+        assert_eq!(w.deadline_ns(), Some(2_000_900));
+    }
+
+    /// A domain that never feeds from 0 on, on a CPU where `look` says when a look that is due at some time really comes: when it is
+    /// found to hang.
+    fn hang(mut look: impl FnMut(u64) -> u64) -> u64 {
+        let mut w = FineWatchdog::default();
+        w.set_busy(true, 0);
+        w.arm(20, 0);
+        loop {
+            let now = look(w.deadline_ns().unwrap());
+            if w.expire(now) {
+                return now;
+            }
+        }
     }
 
     #[test]
     fn a_spinning_domain_misses_it_after_its_whole_time() {
+        assert_eq!(hang(|at| at), 20 * NS_PER_MS);
+        assert_eq!(hang(|at| at + 300_000), 20 * NS_PER_MS + 300_000, "delays of the timer do not add up");
         let mut w = FineWatchdog::default();
         w.set_busy(true, 0);
         w.arm(20, 0);
-        let mut missed = Vec::new();
-        for part in 1..=4u64 {
-            assert!(!w.expire(part * 5_000_000 - 1));
-            missed.push(w.expire(part * 5_000_000));
-        }
-        assert_eq!(missed, [false, false, false, true]);
+        assert!(!w.expire(10 * NS_PER_MS - 1), "nothing is due");
     }
 
     #[test]
-    fn a_machine_held_up_costs_one_part_however_long() {
-        let mut w = FineWatchdog::default();
-        w.set_busy(true, 0);
-        w.arm(20, 0);
-        assert!(!w.expire(900_000_000));
-        assert_eq!(w.deadline_ns(), Some(905_000_000));
-        w.arm(20, 901_000_000);
-        for late in 1..=3u64 {
-            assert!(!w.expire(901_000_000 + late * 700_000_000));
-        }
-        assert!(w.expire(901_000_000 + 4 * 700_000_000));
+    fn a_cpu_that_is_taken_away_gives_the_domain_that_time_again() {
+        // The host runs the CPU for 4 ms of each 12.
+        let (on, period) = (4 * NS_PER_MS, 12 * NS_PER_MS);
+        let found = hang(|at| if at % period < on { at } else { at.next_multiple_of(period) });
+        let ran = found / period * on + (found % period).min(on);
+        assert!(ran >= 20 * NS_PER_MS && found < 100 * NS_PER_MS, "after {found} ns, of which it ran {ran}");
+    }
+
+    #[test]
+    fn one_hold_up_counts_for_nothing_however_long_and_a_machine_always_late_still_ends_a_hang() {
+        let mut once = Some(900 * NS_PER_MS);
+        assert_eq!(hang(|at| at + once.take().unwrap_or(0)), 930 * NS_PER_MS);
+        assert_eq!(hang(|at| at + NS_PER_MS), (10 + 1 + 159 * 2) * NS_PER_MS);
     }
 }
