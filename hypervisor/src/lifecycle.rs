@@ -5,7 +5,7 @@
 
 use crate::domain::{Domain, pause};
 use crate::{deadlines, device, events, grants, hypercall, image, iommu, loader, power, run, time};
-use abi::shared::shared_info;
+use abi::shared::{shared_info, time_info};
 use abi::xenolith::{self, DomOp, Event, cause};
 use abi::bundle::special;
 use abi::{Errno, hvm};
@@ -96,6 +96,10 @@ pub fn pause(domain: &Arc<Domain>) -> Result<(), Errno> {
 /// # Errors
 /// `EINVAL` unless it is paused.
 pub fn unpause(domain: &Arc<Domain>) -> Result<(), Errno> {
+    if domain.paused.load(SeqCst) == pause::ADMIN {
+        // Before any of them runs: its watchdogs are not to count the time.
+        domain.vcpus.iter().for_each(|vcpu| vcpu.write_clock(domain, time_info::GUEST_STOPPED));
+    }
     domain.paused.compare_exchange(pause::ADMIN, 0, SeqCst, SeqCst).map_err(|_| Errno::EINVAL)?;
     domain.state.store(xenolith::state::RUNNING, SeqCst);
     for vcpu in &domain.vcpus {
@@ -130,7 +134,7 @@ pub fn prepare(domain: &Arc<Domain>) -> Result<(), &'static str> {
         deadlines::clear(vcpu);
         vcpu.reset();
         vcpu.context.lock().reset(domain, root);
-        vcpu.write_clock(domain);
+        vcpu.write_clock(domain, 0);
     }
     Ok(())
 }

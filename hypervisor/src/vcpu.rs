@@ -169,14 +169,14 @@ impl Vcpu {
         self.flush_tlb.store(true, SeqCst);
     }
     /// Writes the PV clock into its `vcpu_info`. All CPUs share one invariant TSC, so the same values hold for ever; they are
-    /// written when the structure is new or has moved.
-    pub fn write_clock(&self, domain: &Domain) {
+    /// written when the structure is new or has moved, and to raise `flags` of [`time_info`], which the guest takes down.
+    pub fn write_clock(&self, domain: &Domain, flags: u8) {
         let Some(info) = self.info(domain) else { return };
         let Some(version) = info.frame.u32_at(info.offset + vcpu_info::TIME + time_info::VERSION) else { return };
         let even = version.load(SeqCst) & !1;
         version.store(even.wrapping_add(1), SeqCst);
         let Scale { base: tsc_timestamp, mul: tsc_to_system_mul, shift: tsc_shift, .. } = time::scale();
-        let flags = time_info::TSC_STABLE;
+        let flags = time_info::TSC_STABLE | flags;
         let clock = VcpuTimeInfo { tsc_timestamp, tsc_to_system_mul, tsc_shift, flags, ..VcpuTimeInfo::default() };
         // All but the version and the word beside it.
         let (_, fields) = clock.as_bytes().split_at(time_info::TSC_TIMESTAMP);

@@ -82,7 +82,7 @@ fn register_info(domain: &Domain, caller: &Vcpu, vcpu: &Arc<Vcpu>, op: &Register
         return Err(Errno::EINVAL);
     }
     drop(p2m);
-    vcpu.write_clock(domain);
+    vcpu.write_clock(domain, 0);
     // What came between the copy and the move may be in the old place only: look at everything once.
     events::reselect(domain, vcpu);
     Ok(())

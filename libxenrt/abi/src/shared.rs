@@ -33,6 +33,8 @@ pub mod time_info {
     pub const FLAGS: usize = 29;
     /// `XEN_PVCLOCK_TSC_STABLE_BIT`.
     pub const TSC_STABLE: u8 = 1;
+    /// `XEN_PVCLOCK_GUEST_STOPPED`: the vCPU was not run for a while. The guest clears it.
+    pub const GUEST_STOPPED: u8 = 2;
 }
 
 /// `struct vcpu_time_info`.
