@@ -3,6 +3,7 @@
 //! driver.
 
 use super::Outcome as _;
+use super::nodes::{self, Nodes};
 use crate::bench::statistics::{HEADINGS, Summary, summary};
 use crate::machine::Machine;
 use crate::machine::blkcheck::{self, Follow, Vbd};
@@ -82,6 +83,9 @@ pub struct Report {
     transferred_bytes: u64,
     /// The most of each half of the kills: what is mapped and queued at one time varies, so no two looks are the same.
     memory: [Option<Most>; 2],
+    /// Nodes of the store after the first kills.
+    #[serde(skip)]
+    nodes: Option<Nodes>,
     failures: Vec<String>,
 }
 
@@ -91,7 +95,6 @@ struct Most {
     hypervisor_heap_bytes: u64,
     used_kib: u64,
     control_heap_bytes: u64,
-    store_nodes: u64,
 }
 
 impl Most {
@@ -101,7 +104,6 @@ impl Most {
             hypervisor_heap_bytes: self.hypervisor_heap_bytes.max(now.hypervisor_heap_bytes),
             used_kib: self.used_kib.max(now.total_kib.saturating_sub(now.free_kib)),
             control_heap_bytes: self.control_heap_bytes.max(now.control_heap_bytes),
-            store_nodes: self.store_nodes.max(now.store_nodes),
         }
     }
 
@@ -111,7 +113,6 @@ impl Most {
             ("the hypervisor's heap", self.hypervisor_heap_bytes, later.hypervisor_heap_bytes, 32 << 10),
             ("the frames in use, KiB,", self.used_kib, later.used_kib, 64),
             ("control's heap", self.control_heap_bytes, later.control_heap_bytes, 32 << 10),
-            ("the store's nodes", self.store_nodes, later.store_nodes, 4),
         ];
         let grown = all.into_iter().filter(|(_, before, after, slack)| *after > before + slack);
         grown.map(|(what, before, after, _)| format!("{what} grew from {before} to {after}")).collect()
@@ -153,6 +154,7 @@ pub fn run(mut machine: Machine, system: &System, plan: &Plan) -> Result<Report>
         })?;
     }
     let loads = network(&mut machine, plan)?;
+    nodes::published(&mut machine)?;
     let start = Instant::now();
     let mut this = Report {
         seed: plan.seed,
@@ -171,6 +173,7 @@ pub fn run(mut machine: Machine, system: &System, plan: &Plan) -> Result<Report>
         tcp_resets: 0,
         transferred_bytes: 0,
         memory: [None; 2],
+        nodes: None,
         failures: Vec::new(),
     };
     let deaths = this.kill_all(&mut machine, system, plan, &mut follows, &loads);
@@ -267,6 +270,9 @@ impl Report {
             if loads.iter().any(Load::stopped) {
                 bail!("a transfer ended by kill {number}");
             }
+            if number == WARM {
+                self.nodes = Some(nodes::all(machine)?);
+            }
             if plan.kills >= JUDGED && number >= WARM {
                 let most = &mut self.memory[usize::from(number >= plan.kills.saturating_add(WARM) / 2)];
                 *most = Some(most.unwrap_or_default().with(&crate::run::stats(machine)?.system));
@@ -308,6 +314,9 @@ impl Report {
         let good = self.failures.is_empty();
         if let (true, [Some(first), Some(second)]) = (good, self.memory) {
             self.failures.extend(first.grown(second));
+        }
+        if let (true, Some(before)) = (good, &self.nodes) {
+            self.failures.extend(nodes::grown(machine, before)?);
         }
         for load in loads {
             self.transferred_bytes += load.progress();
@@ -450,8 +459,8 @@ impl super::Outcome for Report {
         for (half, most) in ["first", "second"].iter().zip(self.memory) {
             if let Some(most) = most {
                 text.push_str(&format!(
-                    "most memory, {half} half: hypervisor heap {} bytes, frames in use {} KiB, control heap {} bytes, {} store nodes\n",
-                    most.hypervisor_heap_bytes, most.used_kib, most.control_heap_bytes, most.store_nodes
+                    "most memory, {half} half: hypervisor heap {} bytes, frames in use {} KiB, control heap {} bytes\n",
+                    most.hypervisor_heap_bytes, most.used_kib, most.control_heap_bytes
                 ));
             }
         }
@@ -487,14 +496,12 @@ mod tests {
 
     #[test]
     fn more_than_looks_differ_is_growth() {
-        let first =
-            Most { hypervisor_heap_bytes: 200_000, used_kib: 30_000, control_heap_bytes: 80_000, store_nodes: 90 };
+        let first = Most { hypervisor_heap_bytes: 200_000, used_kib: 30_000, control_heap_bytes: 80_000 };
         assert!(first.grown(Most { hypervisor_heap_bytes: 220_000, ..first }).is_empty());
         assert!(
             first.grown(Most { hypervisor_heap_bytes: 250_000, ..first })[0]
                 .contains("heap grew from 200000 to 250000")
         );
         assert!(first.grown(Most { used_kib: 30_100, ..first })[0].contains("frames"));
-        assert!(first.grown(Most { store_nodes: 99, ..first })[0].contains("nodes"));
     }
 }

@@ -4,6 +4,7 @@ pub mod blk;
 pub mod linux;
 pub mod lives;
 mod net;
+mod nodes;
 pub mod power;
 
 use crate::machine::{self, Lacks, Machine, Options};

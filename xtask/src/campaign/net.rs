@@ -1,6 +1,7 @@
 //! `campaign net`: the network's driver domain is killed under load both ways; memory at the end has to be what it was after the
 //! first ten kills.
 
+use super::nodes;
 use crate::machine::Machine;
 use crate::machine::crash::KINDS;
 use crate::machine::load::Load;
@@ -39,6 +40,7 @@ pub struct Report {
 pub fn run(machine: &mut Machine, system: &System, kills: u32, seed: u64) -> Result<Report> {
     machine.wait_until_serving(0, run::BOOT_PATIENCE)?;
     machine.probe_all()?;
+    nodes::published(machine)?;
     kill_all(machine, run::driver(system)?, kills, seed)
 }
 
@@ -58,6 +60,7 @@ fn kill_all(machine: &mut Machine, driver: &str, kills: u32, seed: u64) -> Resul
         memory_at_end: None,
         failures: Vec::new(),
     };
+    let mut nodes_before = None;
     for number in 0..kills {
         let how = KINDS[random.below(KINDS.len() as u64) as usize];
         let count = u32::try_from(random.below(POINTS)).unwrap_or(0);
@@ -75,6 +78,7 @@ fn kill_all(machine: &mut Machine, driver: &str, kills: u32, seed: u64) -> Resul
         }
         if number + 1 == WARM {
             report.memory_after_first_ten = Some(settled(machine)?.system);
+            nodes_before = Some(nodes::all(machine)?);
         }
         if loads.iter().any(Load::stopped) {
             report.failures.push(format!("a transfer ended by kill {number}"));
@@ -102,6 +106,9 @@ fn kill_all(machine: &mut Machine, driver: &str, kills: u32, seed: u64) -> Resul
         let end = settled(machine)?.system;
         report.failures.extend(grown(report.memory_after_first_ten.as_ref(), &end));
         report.memory_at_end = Some(end);
+        if let Some(before) = nodes_before {
+            report.failures.extend(nodes::grown(machine, &before)?);
+        }
     }
     Ok(report)
 }
@@ -119,8 +126,6 @@ fn settled(machine: &Machine) -> Result<AllStats> {
         system.free_kib = system.free_kib.max(now.system.free_kib);
         system.hypervisor_heap_bytes = system.hypervisor_heap_bytes.min(now.system.hypervisor_heap_bytes);
         system.control_heap_bytes = system.control_heap_bytes.min(now.system.control_heap_bytes);
-        system.store_nodes = system.store_nodes.min(now.system.store_nodes);
-        system.store_bytes = system.store_bytes.min(now.system.store_bytes);
     }
     Ok(best)
 }
@@ -139,7 +144,6 @@ fn grown(first: Option<&Memory>, end: &Memory) -> Vec<String> {
     compare("the hypervisor's heap", first.hypervisor_heap_bytes, end.hypervisor_heap_bytes, 0);
     compare("the frames in use, KiB,", first.total_kib - first.free_kib, end.total_kib - end.free_kib, 0);
     compare("control's heap", first.control_heap_bytes, end.control_heap_bytes, slack);
-    compare("the store's nodes", first.store_nodes, end.store_nodes, 0);
     failures
 }
 
