@@ -3,13 +3,14 @@
 //! driver.
 
 use super::Outcome as _;
+use super::memory::Most;
 use super::nodes::{self, Nodes};
 use crate::bench::statistics::{HEADINGS, Summary, summary};
 use crate::machine::Machine;
 use crate::machine::blkcheck::{self, Follow, Vbd};
 use crate::machine::crash::{KINDS, Order, Outcome};
 use crate::machine::load::Load;
-use crate::machine::protocol::{Domain, System as Memory};
+use crate::machine::protocol::Domain;
 use crate::manifest::System;
 use crate::{progress, run, table};
 use ::blkcheck::random::Random;
@@ -87,36 +88,6 @@ pub struct Report {
     #[serde(skip)]
     nodes: Option<Nodes>,
     failures: Vec<String>,
-}
-
-/// The most memory seen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-struct Most {
-    hypervisor_heap_bytes: u64,
-    used_kib: u64,
-    control_heap_bytes: u64,
-}
-
-impl Most {
-    /// Over two looks.
-    fn with(self, now: &Memory) -> Self {
-        Self {
-            hypervisor_heap_bytes: self.hypervisor_heap_bytes.max(now.hypervisor_heap_bytes),
-            used_kib: self.used_kib.max(now.total_kib.saturating_sub(now.free_kib)),
-            control_heap_bytes: self.control_heap_bytes.max(now.control_heap_bytes),
-        }
-    }
-
-    /// What later is more by more than looks differ.
-    fn grown(self, later: Self) -> Vec<String> {
-        let all = [
-            ("the hypervisor's heap", self.hypervisor_heap_bytes, later.hypervisor_heap_bytes, 32 << 10),
-            ("the frames in use, KiB,", self.used_kib, later.used_kib, 64),
-            ("control's heap", self.control_heap_bytes, later.control_heap_bytes, 32 << 10),
-        ];
-        let grown = all.into_iter().filter(|(_, before, after, slack)| *after > before + slack);
-        grown.map(|(what, before, after, _)| format!("{what} grew from {before} to {after}")).collect()
-    }
 }
 
 /// Domains of the system that check disks, with the number of their vbds.
@@ -487,21 +458,5 @@ impl Report {
             [] => Ok(()),
             failures => bail!("{}", failures.join("; ")),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn more_than_looks_differ_is_growth() {
-        let first = Most { hypervisor_heap_bytes: 200_000, used_kib: 30_000, control_heap_bytes: 80_000 };
-        assert!(first.grown(Most { hypervisor_heap_bytes: 220_000, ..first }).is_empty());
-        assert!(
-            first.grown(Most { hypervisor_heap_bytes: 250_000, ..first })[0]
-                .contains("heap grew from 200000 to 250000")
-        );
-        assert!(first.grown(Most { used_kib: 30_100, ..first })[0].contains("frames"));
     }
 }

@@ -3,6 +3,7 @@
 pub mod blk;
 pub mod linux;
 pub mod lives;
+mod memory;
 mod net;
 mod nodes;
 pub mod power;
