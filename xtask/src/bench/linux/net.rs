@@ -26,6 +26,8 @@ const PING_PACE: &str = "0.02";
 const PING_SECONDS: u32 = 2;
 /// Seconds of a transfer before those that count: the emulator translates code when it meets it first.
 const WARM: u32 = 1;
+/// Seconds at the start of each transfer that do not count: the sender's window grows.
+const OMITTED: u32 = 2;
 /// Probes while throughput is measured under kills, as without: at 1 kHz they would be a load of their own.
 const SLOW_PACE: Duration = Duration::from_millis(20);
 
@@ -166,12 +168,12 @@ fn one(
         0,
     )?;
     for way in &WAYS[..2] {
-        session.run(&way.command(to, WARM), WARM)?;
+        session.run(&way.command(to, 0, WARM), WARM)?;
     }
     for way in WAYS {
         say(&way.name());
         let before = session.work();
-        let (output, cost) = session.watched(&way.command(to, seconds), seconds)?;
+        let (output, cost) = session.watched(&way.command(to, OMITTED, seconds), OMITTED + seconds)?;
         values.cost(way.name(), before, session.work());
         values.pairs.entry(way.name()).or_default().push(iperf::parse(&output)?.mbit);
         spent.extend(cost.map(|cost| (way.name(), cost)));
@@ -218,7 +220,7 @@ fn kills(
     let mut nobody = Kills { victims: Vec::new(), pace: kills.pace, random: Random::new(effort.seed) };
     let mut losses = Vec::new();
     for way in WAYS.into_iter().filter(|way| !way.v6) {
-        let command = way.command(to, seconds);
+        let command = way.command(to, OMITTED, seconds);
         let mut throughput = |kills: &mut Kills<'_>| {
             let done = kills.run(machine, shell, &command, patience, |_| ())?;
             ensure!(done.code == 0, "iperf3 ended with code {}:\n{}", done.code, done.output);

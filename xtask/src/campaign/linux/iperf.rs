@@ -28,11 +28,12 @@ impl Way {
         format!("TCP {way}, {}", if self.v6 { "IPv6" } else { "IPv4" })
     }
 
-    /// What the guest runs; `to` are the server's addresses.
-    pub fn command(self, to: [&str; 2], seconds: u32) -> String {
+    /// What the guest runs; `to` are the server's addresses. The first `omitted` seconds come before those that count.
+    pub fn command(self, to: [&str; 2], omitted: u32, seconds: u32) -> String {
         let to = to[usize::from(self.v6)];
         let reverse = if self.to_guest { " -R" } else { "" };
-        format!("iperf3 -c {to} -p {} -t {seconds} -i 0 -f k{reverse}", peer::IPERF)
+        let omitted = if omitted > 0 { format!(" -O {omitted}") } else { String::new() };
+        format!("iperf3 -c {to} -p {} -t {seconds}{omitted} -i 0 -f k{reverse}", peer::IPERF)
     }
 }
 
@@ -80,8 +81,10 @@ mod tests {
 
     #[test]
     fn commands_name_the_peer_the_way_asks_for() {
-        let [out, _, _, back6] = WAYS.map(|way| way.command(peer::GATEWAY, 3));
+        let [out, _, _, back6] = WAYS.map(|way| way.command(peer::GATEWAY, 0, 3));
+        let warm = WAYS[0].command(peer::GATEWAY, 2, 3);
         assert_eq!(out, "iperf3 -c 10.0.2.2 -p 5201 -t 3 -i 0 -f k");
         assert_eq!(back6, "iperf3 -c fd78:656e::2 -p 5201 -t 3 -i 0 -f k -R");
+        assert_eq!(warm, "iperf3 -c 10.0.2.2 -p 5201 -t 3 -O 2 -i 0 -f k");
     }
 }

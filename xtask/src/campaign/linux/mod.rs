@@ -221,11 +221,11 @@ impl Report {
     fn transfer(&mut self, scene: &mut Scene<'_>, way: Way, plan: &Plan) -> Result<()> {
         let seconds = (plan.minutes * 6.0).max(5.0) as u32;
         let patience = Duration::from_secs(u64::from(seconds) * 2 + 60);
-        let plain = scene.job(&[], &way.command(scene.iperf, (seconds / 3).max(3)), patience)?;
+        let plain = scene.job(&[], &way.command(scene.iperf, 0, (seconds / 3).max(3)), patience)?;
         ensure!(plain.code == 0, "{} without kills: {}", way.name(), plain.output);
         let plain = iperf::parse(&plain.output)?.mbit;
         let network = scene.network;
-        let done = scene.job(&[network], &way.command(scene.iperf, seconds), patience)?;
+        let done = scene.job(&[network], &way.command(scene.iperf, 0, seconds), patience)?;
         self.note(&done);
         ensure!(done.code == 0, "{} did not live: {}", way.name(), done.output);
         let mbit = iperf::parse(&done.output)?.mbit;
