@@ -9,9 +9,6 @@ use serde_json::Value;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-/// The images' flags (`.cargo/config.toml`) for the host.
-const AS_IMAGES: &str = r#"build.rustflags = ["-Cllvm-args=-aggressive-instcombine-max-scan-instrs=0"]"#;
-
 /// One test executable.
 struct Executable {
     package: String,
@@ -26,7 +23,7 @@ struct Executable {
 pub fn run() -> Result<Tally> {
     let mut tally = Tally::default();
     println!("host tests: building");
-    let as_images = ["--release", "--config", AS_IMAGES, "--package", "sim", "--test", "deaths"].map(str::to_string);
+    let as_images = ["--release", "--package", "sim", "--test", "deaths"].map(str::to_string);
     let (Some(mut executables), Some(optimised)) = (build(&in_development(&packages()?))?, build(&as_images)?) else {
         println!("FAILED  build of the host tests; cargo's message stands above");
         tally.failed += 1;
