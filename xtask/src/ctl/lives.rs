@@ -11,7 +11,7 @@ const LOOK: Duration = Duration::from_millis(100);
 
 fn record(control: &Control, domain: &str) -> Result<(Domain, Value)> {
     let ok = control.ask("list")?;
-    let named = |d: &&Value| d["name"] == domain || d["id"].to_string() == domain;
+    let named = |d: &&Value| d["name"] == domain || domain.parse::<u64>().is_ok_and(|id| d["id"] == id);
     let found = ok["domains"].as_array().into_iter().flatten().find(named);
     let value = found.with_context(|| format!("control lists no domain `{domain}`"))?.clone();
     Ok((serde_json::from_value(value.clone()).context("answer to `list`")?, value))

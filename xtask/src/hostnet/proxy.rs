@@ -70,7 +70,7 @@ impl Connection {
     pub fn shuffle(&mut self, sockets: &mut SocketSet<'static>) -> bool {
         let Some(handle) = self.handle else { return true };
         let socket = sockets.get_mut::<Socket<'_>>(handle);
-        if self.to_guest(socket).and_then(|()| self.to_client(socket)).is_err() {
+        if self.send_to_guest(socket).and_then(|()| self.send_to_client(socket)).is_err() {
             // The client is gone: the guest is told by a reset, as a kernel would.
             socket.abort();
             return false;
@@ -82,7 +82,7 @@ impl Connection {
         !matches!(socket.state(), State::Closed | State::TimeWait) || socket.recv_queue() > 0
     }
 
-    fn to_guest(&mut self, socket: &mut Socket<'_>) -> io::Result<()> {
+    fn send_to_guest(&mut self, socket: &mut Socket<'_>) -> io::Result<()> {
         while !self.client_ended && socket.can_send() {
             let client = &mut self.client;
             let result = socket.send(|buffer| match client.read(buffer) {
@@ -103,7 +103,7 @@ impl Connection {
         Ok(())
     }
 
-    fn to_client(&mut self, socket: &mut Socket<'_>) -> io::Result<()> {
+    fn send_to_client(&mut self, socket: &mut Socket<'_>) -> io::Result<()> {
         self.client_blocked = false;
         while socket.can_recv() {
             let client = &mut self.client;

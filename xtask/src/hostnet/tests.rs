@@ -73,7 +73,7 @@ fn a_guest_gets_an_address_is_probed_and_reached_and_an_outage_is_seen() {
         // The caller is there before the guest, and waits for it.
         let mut client = std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, host.port(0).unwrap())).unwrap();
         wait("address", || host.up(0).is_some());
-        let sent: Vec<u8> = (0..1_000_000u32).map(|n| (n * 7 >> 3) as u8).collect();
+        let sent: Vec<u8> = (0..1_000_000u32).map(|n| ((n * 7) >> 3) as u8).collect();
         let mut writer = client.try_clone().unwrap();
         let copy = sent.clone();
         let sender = scope.spawn(move || {

@@ -208,14 +208,14 @@ mod tests {
         // The words without padding; the command line's address is the host's in theirs and is compared apart.
         for at in [0, 8, 24, 32, 40, 48, 56, 64, 72, 96, 104] {
             // SAFETY: `at` is a multiple of 8 inside the 128 bytes of the structure, on an initialised field.
-            let value = unsafe { base.byte_add(at).read() };
+            let value = unsafe { base.wrapping_byte_add(at).read() };
             assert_eq!(word(&boot, BOOT_INFO + at as u64), value, "at offset {at}");
         }
         // SAFETY: the discriminant is a 32-bit word at this offset.
-        let tag = unsafe { base.byte_add(raw::PLATFORM_TAG as usize).cast::<u32>().read() };
+        let tag = unsafe { base.wrapping_byte_add(raw::PLATFORM_TAG as usize).cast::<u32>().read() };
         assert_eq!(u64::from(tag), raw::LINUX_BOOT_PARAMS);
         // SAFETY: the pointer of the command line, an initialised field.
-        let pointer = unsafe { base.byte_add(raw::COMMAND_LINE as usize).read() };
+        let pointer = unsafe { base.wrapping_byte_add(raw::COMMAND_LINE as usize).read() };
         assert_eq!(pointer, line.as_ptr() as u64);
         assert_eq!(word(&boot, BOOT_INFO + raw::COMMAND_LINE), COMMAND_LINE);
     }
