@@ -2,7 +2,7 @@
 //! there or go away, requests that change while they are read, indices that jump. What is only wrong in itself is answered with an error
 //! and the ring goes on; who lies about the ring itself loses the vbd.
 
-use crate::frontend::{PATIENCE, nap, read, state, wait_state, write};
+use crate::frontend::{NOBODY, PATIENCE, nap, offend, read, state, wait_state, write};
 use crate::report::Report;
 use abi::io::blkif::{Indirect, MAX_SEGMENTS_PER_REQUEST, PROTOCOL, ReadWrite, SLOT, Segment, info, op, rsp};
 use abi::io::xenbus::XenbusState;
@@ -11,10 +11,10 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
+use libxenrt::clock;
 use libxenrt::event::Event;
 use libxenrt::grant::{Access, GrantedPage};
 use libxenrt::store::{Store, Transaction};
-use libxenrt::{clock, log};
 use ring::SharedMem;
 
 /// Slots of a ring of one page.
@@ -26,8 +26,6 @@ const RSP_PROD: usize = 8;
 const RSP_EVENT: usize = 12;
 /// Requests that change while they are read, and grants that go away in flight.
 const RACES: u32 = 300;
-/// No grant of ours is there.
-const NOBODY: GrantRef = GrantRef(0x00ff_ffff);
 
 /// A ring with a backend on it.
 struct Link {
@@ -41,14 +39,7 @@ struct Link {
 
 /// All of them.
 pub fn blk(r: &mut Report) {
-    let mut store = match Store::open() {
-        Ok(store) => store,
-        Err(e) => return r.answer("open", "a connection", format_args!("{e:?}")),
-    };
-    match commit(&mut store, r) {
-        Ok(()) => log::info!("hostile: blk: done"),
-        Err(what) => r.answer("the way to the backend", "no failure", format_args!("{what}")),
-    }
+    offend("blk", r, commit);
 }
 
 fn commit(store: &mut Store, r: &mut Report) -> Result<(), String> {

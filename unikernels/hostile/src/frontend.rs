@@ -1,14 +1,31 @@
-//! What a hostile frontend does as an honest one: nodes and states of its device.
+//! What hostile frontends of any device have in common: how their offences are begun and told of, nodes and states.
 
+use crate::report::Report;
+use abi::GrantRef;
 use abi::io::xenbus::XenbusState;
 use alloc::format;
 use alloc::string::String;
 use core::time::Duration;
 use libxenrt::store::{Store, Transaction};
-use libxenrt::{clock, event};
+use libxenrt::{clock, event, log};
 
 /// How long a backend may take for an answer, or a state.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// No grant of ours is there.
+pub const NOBODY: GrantRef = GrantRef(0x00ff_ffff);
+
+/// Commits the offences of a kind of frontend, and says whether it came to their end.
+pub fn offend(kind: &str, r: &mut Report, commit: impl FnOnce(&mut Store, &mut Report) -> Result<(), String>) {
+    let mut store = match Store::open() {
+        Ok(store) => store,
+        Err(e) => return r.answer("open", "a connection", format_args!("{e:?}")),
+    };
+    match commit(&mut store, r) {
+        Ok(()) => log::info!("hostile: {kind}: done"),
+        Err(what) => r.answer("the way to the backend", "no failure", format_args!("{what}")),
+    }
+}
 
 /// Reads a node.
 pub fn read(store: &mut Store, path: &str) -> Result<String, String> {

@@ -2,7 +2,7 @@
 //! indices that jump, noise over both rings, nodes that make no sense, a store filled up to its quota. What is only useless is answered with an error and the ring
 //! goes on; who breaks the protocol loses the vif, and gets it back by an orderly connection.
 
-use crate::frontend::{PATIENCE, nap, read, state, wait_state, write};
+use crate::frontend::{NOBODY, PATIENCE, nap, offend, read, state, wait_state, write};
 use crate::report::Report;
 use abi::io::netif::{RX_SLOT, TX_SLOT, TxRequest, extra, rsp, txf};
 use abi::io::xenbus::XenbusState;
@@ -10,10 +10,10 @@ use abi::{DomId, GrantRef, PAGE_SIZE};
 use alloc::format;
 use alloc::string::String;
 use core::time::Duration;
+use libxenrt::clock;
 use libxenrt::event::Event;
 use libxenrt::grant::{Access, GrantedPage};
 use libxenrt::store::{Store, StoreError, Transaction};
-use libxenrt::{clock, log};
 use ring::SharedMem;
 use xenstore::XsError;
 
@@ -24,8 +24,6 @@ const FIRST_SLOT: usize = 64;
 const REQ_PROD: usize = 0;
 const RSP_PROD: usize = 8;
 const RSP_EVENT: usize = 12;
-/// No grant of ours is there.
-const NOBODY: GrantRef = GrantRef(0x00ff_ffff);
 /// Connections that may be closed before one stands.
 const ATTEMPTS: u32 = 5;
 /// Times that both rings are overwritten.
@@ -50,14 +48,7 @@ struct Link {
 
 /// All of them.
 pub fn net(r: &mut Report) {
-    let mut store = match Store::open() {
-        Ok(store) => store,
-        Err(e) => return r.answer("open", "a connection", format_args!("{e:?}")),
-    };
-    match commit(&mut store, r) {
-        Ok(()) => log::info!("hostile: net: done"),
-        Err(what) => r.answer("the way to the backend", "no failure", format_args!("{what}")),
-    }
+    offend("net", r, commit);
 }
 
 fn commit(store: &mut Store, r: &mut Report) -> Result<(), String> {
