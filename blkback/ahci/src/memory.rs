@@ -4,7 +4,7 @@
 //! ```text
 //! 0x00000  command list, 32 headers of 32 bytes          (AHCI 4.2.2, 1 KiB aligned)
 //! 0x00400  received FISes, 256 bytes                     (4.2.1, 256-byte aligned)
-//! 0x00500  command table of the driver's own commands    (4.2.3, 128-byte aligned)
+//! 0x00500  command table of the driver's own commands    (4.2.3, 128-byte aligned), with 8 region descriptors
 //! 0x00600  their 512 bytes of data
 //! 0x00800  command tables of the 32 slots: 128 bytes, then 128 region descriptors of 16
 //! ```
@@ -28,6 +28,8 @@ const RANGES: usize = 0x100;
 const SLOTS: usize = 32;
 /// Bytes of the driver's own data transfers: a sector's worth of identification or log.
 pub const OWN_BYTES: u32 = 512;
+/// Region descriptors of the driver's own commands: as many as the largest sector needs.
+const OWN_REGIONS: u32 = 8;
 
 /// The last register FIS of the drive, in the received FISes (4.2.1).
 const REGISTER: usize = 0x40;
@@ -37,6 +39,7 @@ const REGISTER_D2H: u32 = 0x34;
 const SET_DEVICE_BITS: usize = 0x58;
 
 const _: () = assert!(TABLE.is_multiple_of(128) && TABLES.is_multiple_of(128) && DRIVE_BYTES.is_multiple_of(1024));
+const _: () = assert!(OWN_TABLE + REGIONS + OWN_REGIONS as usize * REGION <= OWN_DATA);
 const _: () = assert!(TABLES.saturating_add(TABLE.saturating_mul(SLOTS)) <= DRIVE_BYTES);
 const _: () = assert!(RANGES.saturating_add(fis::TRIM_RANGES as usize * 8) <= TABLE);
 
@@ -90,9 +93,23 @@ impl DriveMemory {
 
     /// Points slot `slot`'s header at the table of the driver's own commands, and writes that.
     pub fn own<D: DmaMemory>(self, dma: &D, slot: u8, fis: &Fis, data: Data) {
+        let bytes = if matches!(data, Data::In | Data::Out) { OWN_BYTES } else { 0 };
+        self.own_of(dma, slot, fis, data, bytes);
+    }
+
+    /// The same for a read of a sector, all parts of which go to the same place.
+    pub fn discard<D: DmaMemory>(self, dma: &D, slot: u8, fis: &Fis, bytes: u32) {
+        self.own_of(dma, slot, fis, Data::In, bytes);
+    }
+
+    fn own_of<D: DmaMemory>(self, dma: &D, slot: u8, fis: &Fis, data: Data, bytes: u32) {
         self.words(dma, OWN_TABLE, fis);
-        let prds = u16::from(matches!(data, Data::In | Data::Out));
-        self.words(dma, OWN_TABLE.saturating_add(REGIONS), &fis::region(self.device(dma, OWN_DATA), OWN_BYTES));
+        let prds = bytes.div_ceil(OWN_BYTES).min(OWN_REGIONS) as u16;
+        let region = fis::region(self.device(dma, OWN_DATA), OWN_BYTES);
+        for n in 0..usize::from(prds) {
+            let at = OWN_TABLE.saturating_add(REGIONS).saturating_add(REGION.saturating_mul(n));
+            self.words(dma, at, &region);
+        }
         let table = self.device(dma, OWN_TABLE);
         self.words(dma, HEADER.saturating_mul(slot as usize), &fis::header(data, prds, table));
     }

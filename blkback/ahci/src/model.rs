@@ -42,7 +42,7 @@ pub struct Setup {
     pub bios_us: Option<u64>,
     /// QEMU: stopping stops nothing, and a reset waits for what runs; a command that is not queued takes the issue bit of its slot along
     /// whenever it ends, and QEMU itself ends with one whose list was started again; an error does not end other commands; a busy
-    /// drive does not say so.
+    /// drive does not say so; what ends while no FIS is received is told of by the next one, of whichever life.
     pub qemu: bool,
     /// QEMU 7.2.0: nor does stopping clear the command registers, or COMRESET PxCI, and a queued error shows in the Set Device Bits FIS
     /// and as a bit of PxSERR only.
@@ -143,6 +143,8 @@ struct Port {
     halted: bool,
     stuck_running: bool,
     prdbc_lie: Option<u32>,
+    /// Queued commands that ended and are not told of yet; QEMU tells of them by the next FIS, whatever was reset in between.
+    finished: u32,
 }
 
 struct State {
@@ -424,7 +426,12 @@ impl State {
 
     fn end(&mut self, p: usize, run: &Running) {
         let answer = self.ports[p].drive().execute(&run.ata);
-        let Some(result) = self.transfer(p, run, answer) else {
+        // QEMU maps the regions when it takes the command: what becomes of mastership meanwhile is no matter.
+        let master = self.master;
+        self.master |= self.setup.qemu && run.ata.queued();
+        let result = self.transfer(p, run, answer);
+        self.master = master;
+        let Some(result) = result else {
             // Host bus fatal error: the list stops.
             self.ports[p].halted = true;
             return self.cause(p, 1 << 29);
@@ -440,9 +447,15 @@ impl State {
         };
         let (qemu, keeps) = (self.setup.qemu, self.setup.keeps);
         let port = &mut self.ports[p];
+        port.finished |= active;
+        let receives = port.reg(CMD) & FRE != 0;
+        if qemu && !receives {
+            return;
+        }
+        let active = std::mem::take(&mut port.finished);
         port.set(TFD, u32::from(error) << 8 | u32::from(status));
         port.set(SACT, port.reg(SACT) & !active);
-        if port.reg(CMD) & FRE != 0 {
+        if receives {
             let at = port.addr(FB) + 0x58;
             let [a, b, c, d] = active.to_le_bytes();
             self.dma_write(at, &[0xa1, 0x40, status, error, a, b, c, d]);

@@ -152,7 +152,7 @@ impl Port {
         }
     }
 
-    fn queued<M: Mmio, D: DmaMemory, C: Clock>(hw: &Hw<M, D, C>, id: &Identity) -> bool {
+    pub(crate) fn queued<M: Mmio, D: DmaMemory, C: Clock>(hw: &Hw<M, D, C>, id: &Identity) -> bool {
         id.queue_depth > 0 && hw.can(Cap::SNCQ)
     }
 

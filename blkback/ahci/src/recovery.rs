@@ -10,6 +10,10 @@
 //!     └──────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
+//! Where queued commands of an earlier life may have been in flight, one read of the driver's own is done alone before it serves (`Untold`):
+//! QEMU notes a queued command that ends and takes the note from PxSACT with the next Set Device Bits FIS. What ended while no FIS was
+//! received stays noted, through every reset, and that FIS would end whatever carries these tags by then.
+//!
 //! Every step has a deadline; a step that misses it is tried again with the next stronger reset, and after COMRESET the drive is given
 //! up. Commands that failed are reported only when the drive is known to be quiet: until then it may write to their segments.
 //!
@@ -83,6 +87,8 @@ pub struct Plan {
     reset_due: bool,
     /// Find out which drive it is.
     identify: bool,
+    /// Commands may have ended that nobody was told of.
+    untold: bool,
     /// Read the queued error log: these were in flight.
     log: u32,
     /// Status and error when it began.
@@ -114,6 +120,8 @@ pub enum Step {
     Identify,
     /// READ LOG EXT.
     ErrorLog,
+    /// The end of a queued read that is alone, which tells of all that ended before.
+    Untold,
 }
 
 /// Where a port is.
@@ -201,7 +209,8 @@ impl Port {
         link_expected: bool,
     ) -> Result<(), Fault> {
         let reset = if interrupted { Reset::Soft } else { Reset::Port };
-        self.plan = Plan { reset, reset_due: interrupted, identify: true, ..Plan::default() };
+        let untold = interrupted || link_expected;
+        self.plan = Plan { reset, reset_due: interrupted, identify: true, untold, ..Plan::default() };
         self.unserved = None;
         let mut wait = link_expected;
         // A predecessor may have died while it held COMRESET, and with staggered spin-up the drive waits to be told (10.1.1).
@@ -373,6 +382,7 @@ impl Port {
                 }
             }
             Step::Identify | Step::ErrorLog => self.own_command_step(hw, step, over)?,
+            Step::Untold => self.untold_step(hw, over)?,
         }
         Ok(())
     }
@@ -489,6 +499,14 @@ impl Port {
             self.own_command(hw, &fis::identify(), Data::In, Step::Identify, OWN_COMMAND_US);
         } else if self.plan.log != 0 && self.plan.reset == Reset::Port {
             self.own_command(hw, &fis::read_error_log(), Data::In, Step::ErrorLog, OWN_COMMAND_US);
+        } else if let (true, Some(id), Some(memory)) = (self.plan.untold, self.identity, self.memory)
+            && Self::queued(hw, &id)
+        {
+            memory.clear_device_bits(&hw.dma);
+            memory.discard(&hw.dma, OWN, &fis::read_queued(0, 1, OWN), id.sector_size);
+            hw.write(self.index, regs::PXSACT, OWN_BIT);
+            hw.write(self.index, regs::PXCI, OWN_BIT);
+            self.enter(hw, Step::Untold, OWN_COMMAND_US);
         } else {
             // A reset has cleared the log.
             let flying = core::mem::take(&mut self.plan.log);
@@ -538,6 +556,27 @@ impl Port {
             self.read_log(hw, log);
         } else {
             self.identified(hw, whole.then(|| memory.own_data(&hw.dma)));
+        }
+        Ok(())
+    }
+
+    /// Whether the sector could be read is nobody's concern; but after an error a drive takes nothing before a reset (SATA 13.6.2).
+    fn untold_step<M: Mmio, D: DmaMemory, C: Clock>(&mut self, hw: &Hw<M, D, C>, over: bool) -> Result<(), Fault> {
+        let causes = PortInterrupts::from_bits_retain(hw.read(self.index, regs::PXIS));
+        if causes.intersects(PortInterrupts::host_errors()) {
+            return Err(if hw.is_gone() { Fault::Gone } else { Fault::HostBus(self.drive) });
+        }
+        let error = causes.intersects(PortInterrupts::errors())
+            || self.memory.is_some_and(|memory| failed(memory.device_bits(&hw.dma).0));
+        if error {
+            self.plan = Plan { untold: false, reset: Reset::Soft, reset_due: true, ..self.plan };
+            self.stop(hw);
+        } else if over {
+            self.plan.untold = false;
+            self.escalate(hw);
+        } else if hw.read(self.index, regs::PXSACT) & OWN_BIT == 0 {
+            self.plan.untold = false;
+            self.go_on(hw);
         }
         Ok(())
     }

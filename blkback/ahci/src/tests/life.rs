@@ -111,6 +111,59 @@ fn a_stray_read_of_a_dead_life_is_over_before_the_next_one_may_reach_memory() {
 }
 
 #[test]
+fn commands_of_a_dead_life_that_ended_untold_end_none_of_the_next() {
+    // When all of them end: before the port is stopped, while nobody receives, while the next life resets the drive.
+    for (setup, latency_us) in setups().into_iter().flat_map(|s| [(s, 100), (s, 400), (s, 3_000)]) {
+        for known in [true, false] {
+            let (model, mut dead) = one(setup, DriveSetup { latency_us, ..DriveSetup::default() });
+            (0..32).for_each(|i| submit(&mut dead, Op::Read, u64::from(i) * 8, i));
+            dead.kick();
+            if !known {
+                // A port that does not listen is one of which the next life knows nothing.
+                blkback::disk::Mmio::write32(&model, 0x114, 0);
+            }
+            drop(dead);
+            model.advance_us(200);
+            model.set_master(false);
+            let stopped = Stopped::stop(model.clone(), model.clone()).unwrap();
+            model.advance_us(400);
+            model.set_master(true);
+            let mut d = stopped.start(model.clone(), Config::default()).unwrap();
+            let mut ended = Vec::new();
+            for i in 0..4 {
+                submit(&mut d, Op::Read, u64::from(i) * 8, i);
+                d.kick();
+                model.advance_us(latency_us / 4);
+                d.interrupt();
+                ended.extend(over(&mut d));
+            }
+            assert!(ended.len() <= 1, "{setup:?} {latency_us} {known}: {ended:?} of four that began one after the other");
+            assert_eq!(ended.len() + run(&model, &mut d, 4 - ended.len()).len(), 4);
+        }
+    }
+}
+
+#[test]
+fn a_drive_whose_first_sector_cannot_be_read_comes_up_all_the_same() {
+    for setup in setups() {
+        for sector_size in [512, 4096] {
+            let drive = DriveSetup { latency_us: 300, sector_size, ..DriveSetup::default() };
+            let (model, mut dead) = one(setup, drive);
+            submit(&mut dead, Op::Read, 8, 0);
+            dead.kick();
+            drop(dead);
+            model.break_sector(0, 0, 1);
+            let (mut d, refused) = restart(&model);
+            assert!(d.info(D0).is_some() && refused.is_empty());
+            submit(&mut d, Op::Read, 0, 1);
+            d.kick();
+            assert_eq!(run(&model, &mut d, 1), [(1, Ok(()))], "it failed once, the driver's own read");
+            assert_eq!(model.drive(0, |d| d.resets), (2, 1), "by FIS after the error");
+        }
+    }
+}
+
+#[test]
 fn a_death_while_a_drive_is_brought_up_leaves_nothing_unknown() {
     for setup in setups() {
         let (model, mut dead) = one(setup, DriveSetup { latency_us: 4_000, ..DriveSetup::default() });
