@@ -137,7 +137,10 @@ fn commands_of_a_dead_life_that_ended_untold_end_none_of_the_next() {
                 d.interrupt();
                 ended.extend(over(&mut d));
             }
-            assert!(ended.len() <= 1, "{setup:?} {latency_us} {known}: {ended:?} of four that began one after the other");
+            assert!(
+                ended.len() <= 1,
+                "{setup:?} {latency_us} {known}: {ended:?} of four that began one after the other"
+            );
             assert_eq!(ended.len() + run(&model, &mut d, 4 - ended.len()).len(), 4);
         }
     }
