@@ -24,6 +24,8 @@ pub mod v_intr {
     pub const V_IGN_TPR: u64 = 1 << 20;
     /// The guest's IF and TPR mask virtual interrupts only; the host's IF masks physical ones.
     pub const V_INTR_MASKING: u64 = 1 << 24;
+    /// The vector of the pending virtual interrupt.
+    pub const V_VECTOR: u64 = 0xff << 32;
 }
 
 /// An event for EVENTINJ.
