@@ -13,6 +13,7 @@ mod lint;
 mod linux;
 mod machine;
 mod manifest;
+mod once;
 mod paths;
 mod progress;
 mod run;

@@ -8,7 +8,7 @@ pub mod kernel;
 
 use crate::manifest::{self, System, check, image::Image};
 use crate::units::kib;
-use crate::{cargo, linux, paths, table};
+use crate::{cargo, linux, once, paths, table};
 use anyhow::{Context, Result};
 use bundle::Parts;
 use std::collections::{BTreeMap, BTreeSet};
@@ -142,9 +142,8 @@ pub fn pack(system: &System, name: &str) -> Result<Built> {
     let bytes = bundle::compose(system, &parts)?;
     check::bundle(system, bytes.len() as u64)?;
     let stem = std::path::Path::new(name).file_stem().map_or("system".into(), |s| s.to_string_lossy());
-    std::fs::create_dir_all(paths::output()).with_context(|| format!("cannot create {}", paths::output().display()))?;
     let bundle = paths::output().join(format!("{stem}.bundle"));
-    std::fs::write(&bundle, bytes).with_context(|| format!("cannot write {}", bundle.display()))?;
+    once::write(&bundle, &bytes)?;
     let weights = parts.images.values().map(|(image, flat)| weigh(image, flat)).collect::<Result<_>>()?;
     Ok(Built { hypervisor: paths::executable("hypervisor"), bundle, weights })
 }

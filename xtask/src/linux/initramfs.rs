@@ -3,7 +3,7 @@
 
 use super::cpio::Archive;
 use super::packages::{self, Kernel};
-use crate::{paths, progress};
+use crate::{once, paths, progress};
 use anyhow::{Context, Result};
 use flate2::{Compression, GzBuilder};
 use std::io::Write;
@@ -64,10 +64,16 @@ pub fn make(kernel: &Kernel) -> Result<PathBuf> {
         format!("{INIT:?}{UDHCPC:?}{PROFILE:?}{LISTS:?}{PROGRAMS:?}{NAMES:?}{UNUSED:?}{}", kernel.image.display());
     let name = format!("initramfs-{:08x}.gz", crc32fast::hash(recipe.as_bytes()));
     let path = paths::output().join("debian").join(name);
-    if path.exists() {
-        return Ok(path);
-    }
-    let steps = progress::steps("initramfs", 4);
+    once::made(&path, |part| {
+        let bytes = compose(kernel)?;
+        std::fs::write(part, bytes).with_context(|| format!("cannot write {}", part.display()))
+    })?;
+    Ok(path)
+}
+
+/// Its bytes.
+fn compose(kernel: &Kernel) -> Result<Vec<u8>> {
+    let steps = progress::steps("initramfs", 3);
     steps.say("programs");
     let mut archive = Archive::default();
     archive.program("init", INIT);
@@ -104,12 +110,9 @@ pub fn make(kernel: &Kernel) -> Result<PathBuf> {
     steps.next("compressing");
     let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::default());
     gzip.write_all(&archive.finish())?;
-    // Under its name only when it is whole.
-    let part = path.with_extension("part");
-    std::fs::write(&part, gzip.finish()?).with_context(|| format!("cannot write {}", part.display()))?;
-    std::fs::rename(&part, &path)?;
+    let bytes = gzip.finish()?;
     steps.done();
-    Ok(path)
+    Ok(bytes)
 }
 
 fn unused(name: &str) -> bool {
@@ -144,21 +147,17 @@ pub fn on_host(package: &str, path: &str) -> Result<OnHost> {
     let folder = paths::output().join("debian").join(format!("{package}.host"));
     let name = |path: &str| folder.join(path.rsplit('/').next().unwrap_or(path));
     let program = OnHost { loader: name(LOADER), libraries: folder.clone(), file: name(path) };
-    if folder.exists() {
-        return Ok(program);
-    }
-    let part = folder.with_extension("part");
-    let _ = std::fs::remove_dir_all(&part);
-    std::fs::create_dir_all(&part).with_context(|| format!("cannot create {}", part.display()))?;
-    let mut files = packages::programs(&[(package, path)], unused)?;
-    files.insert(LOADER.to_string(), read(&loader()?)?);
-    for (path, bytes) in files {
-        let file = part.join(path.rsplit('/').next().unwrap_or(&path));
-        std::fs::write(&file, bytes).with_context(|| format!("cannot write {}", file.display()))?;
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755))?;
-    }
-    // Under its name only when it is whole.
-    std::fs::rename(&part, &folder)?;
+    once::made(&folder, |part| {
+        std::fs::create_dir(part).with_context(|| format!("cannot create {}", part.display()))?;
+        let mut files = packages::programs(&[(package, path)], unused)?;
+        files.insert(LOADER.to_string(), read(&loader()?)?);
+        for (path, bytes) in files {
+            let file = part.join(path.rsplit('/').next().unwrap_or(&path));
+            std::fs::write(&file, bytes).with_context(|| format!("cannot write {}", file.display()))?;
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(())
+    })?;
     Ok(program)
 }
 

@@ -7,8 +7,8 @@
 use super::lean::lean;
 use super::modules;
 use crate::image::elf;
-use crate::{paths, setup};
-use anyhow::{Context, Result, bail, ensure};
+use crate::{once, paths, setup};
+use anyhow::{Context, Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -44,8 +44,7 @@ impl Kernel {
             Err(_) => {
                 let found = depends(wanted)?.into_iter().find(|name| name.starts_with("linux-image-"));
                 let found = found.unwrap_or_else(|| wanted.to_string());
-                std::fs::create_dir_all(folder())?;
-                std::fs::write(&known, &found).with_context(|| format!("cannot write {}", known.display()))?;
+                once::write(&known, found.as_bytes())?;
                 found
             }
         };
@@ -202,23 +201,18 @@ pub fn closure(packages: &[&str], into: &Path) -> Result<Vec<PathBuf>> {
 /// The folder a package is unpacked in; it is fetched if it is not there.
 pub fn unpack(package: &str) -> Result<PathBuf> {
     let root = folder().join(package);
-    if root.exists() {
-        return Ok(root);
-    }
-    let work = folder().join(format!(".{package}"));
-    let _ = std::fs::remove_dir_all(&work);
-    std::fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
-    println!("fetching Debian's package {package}");
-    apt("apt-get", &["--quiet=2", "download", package], Some(&work))?;
-    let deb = std::fs::read_dir(&work)?.flatten().map(|e| e.path()).find(|p| p.extension().is_some_and(|e| e == "deb"));
-    let deb = deb.with_context(|| format!("apt-get download {package} left no file in {}", work.display()))?;
-    let files = work.join("files");
-    let done = Command::new("dpkg-deb").arg("-x").args([&deb, &files]).stdin(Stdio::null()).output();
-    let done = done.context("cannot start dpkg-deb")?;
-    ensure!(done.status.success(), "dpkg-deb cannot unpack {}: {}", deb.display(), said(&done.stderr));
-    // Under its name only when it is whole.
-    std::fs::rename(&files, &root).with_context(|| format!("cannot write {}", root.display()))?;
-    std::fs::remove_dir_all(&work)?;
+    once::made(&root, |part| {
+        eprintln!("fetching Debian's package {package}");
+        std::fs::create_dir(part).with_context(|| format!("cannot create {}", part.display()))?;
+        apt("apt-get", &["--quiet=2", "download", package], Some(part))?;
+        let mut files = std::fs::read_dir(part)?.flatten().map(|entry| entry.path());
+        let deb = files.find(|path| path.extension().is_some_and(|e| e == "deb"));
+        let deb = deb.with_context(|| format!("apt-get download {package} left no file in {}", part.display()))?;
+        let done = Command::new("dpkg-deb").arg("-x").args([&deb, part]).stdin(Stdio::null()).output();
+        let done = done.context("cannot start dpkg-deb")?;
+        ensure!(done.status.success(), "dpkg-deb cannot unpack {}: {}", deb.display(), said(&done.stderr));
+        std::fs::remove_file(&deb).with_context(|| format!("cannot remove {}", deb.display()))
+    })?;
     Ok(root)
 }
 
@@ -232,41 +226,46 @@ fn apt(program: &str, args: &[&str], at: Option<&Path>) -> Result<String> {
         setup::find(program).is_some() && setup::find("dpkg-deb").is_some(),
         "there is no {program} here: fetching a kernel needs Debian 12 or 13; elsewhere name your own: --kernel FILE --initrd FILE"
     );
-    let own = folder().join("apt");
-    let options = [
-        format!("Dir::State={}", own.display()),
-        "Dir::State::status=/var/lib/dpkg/status".to_string(),
-        format!("Dir::Cache={}", own.display()),
-        "Debug::NoLocking=1".to_string(),
-        // apt would change to a user that cannot write where we may.
-        format!("APT::Sandbox::User={}", if rustix::process::geteuid().is_root() { "root" } else { "" }),
-    ];
-    let options: Vec<&str> = options.iter().flat_map(|option| ["-o", option.as_str()]).collect();
-    let run = |program: &str, options: &[&str], args: &[&str]| {
+    let own = folder().join("apt-lists");
+    let options = |own: &Path| {
+        [
+            format!("Dir::State={}", own.display()),
+            "Dir::State::status=/var/lib/dpkg/status".to_string(),
+            format!("Dir::Cache={}", own.display()),
+            "Debug::NoLocking=1".to_string(),
+            // apt would change to a user that cannot write where we may.
+            format!("APT::Sandbox::User={}", if rustix::process::geteuid().is_root() { "root" } else { "" }),
+        ]
+    };
+    let run = |program: &str, options: &[String], args: &[&str]| {
         let mut command = Command::new(program);
-        command.args(options).args(args).env("LC_ALL", "C").stdin(Stdio::null());
+        command
+            .args(options.iter().flat_map(|option| ["-o", option]))
+            .args(args)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null());
         if let Some(at) = at {
             command.current_dir(at);
         }
         let done = command.output().with_context(|| format!("cannot start {program}"))?;
         Ok::<_, anyhow::Error>((done.status.success() && !done.stdout.is_empty() | at.is_some(), done))
     };
-    let lists = own.join("lists");
-    if !lists.exists() {
-        let (good, done) = run(program, &["-o", "APT::Sandbox::User=root"], args)?;
+    if !own.exists() {
+        let (good, done) = run(program, &["APT::Sandbox::User=root".to_string()], args)?;
         if good {
             return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
         }
-        println!("{program} {} says: {}; fetching package lists of our own", args.join(" "), said(&done.stderr));
-        std::fs::create_dir_all(lists.join("partial"))?;
-        std::fs::create_dir_all(own.join("archives/partial"))?;
-        let (good, done) = run("apt-get", &options, &["--quiet=2", "update"])?;
-        if !good && !done.status.success() {
-            let _ = std::fs::remove_dir_all(&lists);
-            bail!("apt-get update failed: {}; is there a network?", said(&done.stderr));
-        }
+        eprintln!("{program} {} says: {}; fetching package lists of our own", args.join(" "), said(&done.stderr));
+        once::made(&own, |part| {
+            for folder in ["lists/partial", "archives/partial"] {
+                std::fs::create_dir_all(part.join(folder)).context("apt's folders")?;
+            }
+            let (_, done) = run("apt-get", &options(part), &["--quiet=2", "update"])?;
+            ensure!(done.status.success(), "apt-get update failed: {}; is there a network?", said(&done.stderr));
+            Ok(())
+        })?;
     }
-    let (good, done) = run(program, &options, args)?;
+    let (good, done) = run(program, &options(&own), args)?;
     ensure!(good, "{program} {} failed: {}", args.join(" "), said(&done.stderr));
     Ok(String::from_utf8_lossy(&done.stdout).into_owned())
 }

@@ -15,9 +15,8 @@ use crate::machine::bare_linux::BareLinux;
 use crate::manifest::disk::{Cache, Disk};
 use crate::manifest::{Bdf, System};
 use crate::units::Size;
-use crate::{paths, progress, setup};
+use crate::{once, paths, progress, setup};
 use anyhow::{Context, Result, ensure};
-use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -84,13 +83,12 @@ pub fn make() -> Result<PathBuf> {
         return Ok(image);
     }
     setup::ensure_all()?;
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    // One that makes it at the same time is waited for.
-    let lock = File::create(folder.join("root.lock"))?;
-    flock(&lock, FlockOperation::LockExclusive)?;
-    if image.exists() {
-        return Ok(image);
-    }
+    once::made(&image, |part| install(part, &folder))?;
+    Ok(image)
+}
+
+/// Makes the image `part`; all else in a folder of its own below `folder`.
+fn install(part: &Path, folder: &Path) -> Result<()> {
     let work = Work(folder.join(".root"));
     let _ = std::fs::remove_dir_all(&work.0);
     std::fs::create_dir_all(&work.0)?;
@@ -100,13 +98,12 @@ pub fn make() -> Result<PathBuf> {
     steps.next("stringing them together");
     let archive = work.0.join("archive");
     string(&debs, &archive).with_context(|| format!("cannot make {}", archive.display()))?;
-    let part = work.0.join("image");
-    File::create(&part)?.set_len(SIZE.0).with_context(|| format!("cannot make {}", part.display()))?;
+    File::create(part)?.set_len(SIZE.0).with_context(|| format!("cannot make {}", part.display()))?;
     steps.next("booting a machine that configures them");
     let mut system = System::parse(MACHINE, "of the machine that installs a root file system")?;
-    for path in [&part, &archive] {
+    for path in [part, &archive] {
         // Nothing of it is worth keeping before it is whole.
-        system.machine.disks.push(Disk { cache: Cache::Unsafe, ..Disk::of_image(DISKS, path.clone()) });
+        system.machine.disks.push(Disk { cache: Cache::Unsafe, ..Disk::of_image(DISKS, path.to_path_buf()) });
     }
     let drives = Drives::open(&system)?;
     let guest = system.domains.last().context("the machine has a domain")?;
@@ -121,10 +118,8 @@ pub fn make() -> Result<PathBuf> {
     }
     drop(machine);
     drop(drives);
-    // Under its name only when it is whole.
-    std::fs::rename(&part, &image).with_context(|| format!("cannot write {}", image.display()))?;
     steps.done();
-    Ok(image)
+    Ok(())
 }
 
 /// A folder that goes when the work ends, well or not.

@@ -170,8 +170,7 @@ impl Machine {
             "port": self.host.port(0),
         });
         let path = card_path();
-        std::fs::create_dir_all(paths::output())?;
-        std::fs::write(&path, format!("{card:#}\n")).with_context(|| format!("cannot write {}", path.display()))
+        crate::once::write(&path, format!("{card:#}\n").as_bytes())
     }
 
     /// The emulator ended: how, with the reason as far as it is known.

@@ -293,7 +293,7 @@ impl Scenario {
         (!expected).then(|| anyhow!("forbidden (`{bad}`): {line}"))
     }
 
-    fn damaged(&self, built: Built) -> Result<Built> {
+    fn damaged(&self, mut built: Built) -> Result<Built> {
         let Some(damage) = self.spec.damage else { return Ok(built) };
         let mut bytes = std::fs::read(&built.bundle)?;
         match damage {
@@ -305,7 +305,9 @@ impl Scenario {
                 *byte = !*byte;
             }
         }
-        std::fs::write(&built.bundle, bytes)?;
+        // Under another name: a run of the same scenario beside this one writes the sound bundle at any time.
+        built.bundle.set_extension("damaged.bundle");
+        crate::once::write(&built.bundle, &bytes)?;
         Ok(built)
     }
 }
