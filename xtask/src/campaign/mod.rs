@@ -71,7 +71,7 @@ enum What {
         #[arg(long, default_value_t = 10.0)]
         minutes: f64,
         /// Files of the tree; Linux's own has 80,000, which take a quarter of an hour here
-        #[arg(long, default_value_t = 8000, value_parser = clap::value_parser!(u32).range(1..=40_000))]
+        #[arg(long, default_value_t = 8000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         files: u32,
         /// Only these parts
         #[arg(long, value_delimiter = ',', default_values = ["net", "http", "fio", "tree"])]
@@ -124,6 +124,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
         What::Linux { minutes, files, parts } => {
             let plan = linux::Plan { minutes: *minutes, files: *files, seed: args.seed, parts: parts.clone() };
+            linux::configure(&mut system, &plan);
             let mut machine = boot(&system, name, args)?;
             finish(args, &linux::run(&mut machine, &system, &plan)?)
         }

@@ -24,6 +24,8 @@ use std::time::Duration;
 const PACE: Duration = Duration::from_secs(1);
 /// Longest wait for the guest's shell.
 const SHELL: Duration = Duration::from_secs(90);
+/// Bytes of the file system for each file of the tree: its content (15 KiB on average), the rest of its last block, its inode.
+const ROOM: u64 = 24 << 10;
 /// Of the downloaded stream.
 const STREAM_SEED: u64 = 7;
 /// What the guest's kernel must not have said. The first is a stock kernel's word of anything it did not expect.
@@ -123,7 +125,14 @@ struct Scene<'a> {
     outages: Vec<f64>,
 }
 
-/// Runs on a machine that was just started.
+/// Makes drives that are files of the run large enough for the tree.
+pub fn configure(system: &mut System, plan: &Plan) {
+    let least = ROOM * u64::from(plan.files);
+    let sizes = system.machine.disks.iter_mut().filter_map(|disk| disk.size.as_mut());
+    sizes.for_each(|size| size.0 = size.0.max(least.next_multiple_of(1 << 30)));
+}
+
+/// Runs on a machine that was just started from a configured system.
 ///
 /// # Errors
 /// The guest does not come to its prompt. What is not survived stands in the report.
