@@ -3,10 +3,10 @@
 //! there last.
 //!
 //! Every page of every request passes here, 256 for a MiB: use and release are a look at a table and a count each, and pages at places
-//! in a row, as a frontend's buffer takes them, are held as one.
+//! in a row, as a frontend's buffer takes them, are used and held as one.
 
 use crate::Mapped;
-use abi::GrantRef;
+use abi::{GrantRef, PAGE_SIZE};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
@@ -24,12 +24,13 @@ pub(crate) enum Held<M> {
 }
 
 impl<M> Held<M> {
-    /// Appends a page, to the last run where it continues it.
+    /// Appends pages, to the last run where it continues it.
     pub fn append(self, all: &mut Vec<Self>) {
-        if let (Some(Self::Kept(first, count)), Self::Kept(next, 1)) = (all.last_mut(), &self)
+        if let (Some(Self::Kept(first, count)), Self::Kept(next, more)) = (all.last_mut(), &self)
             && next.checked_sub(*first) == Some(*count)
+            && let Some(joined) = count.checked_add(*more)
         {
-            *count = count.saturating_add(1);
+            *count = joined;
             return;
         }
         all.push(self);
@@ -100,6 +101,35 @@ impl<M> Grants<M> {
         self.idle = self.idle.saturating_sub(usize::from(kept.uses == 0));
         kept.uses = kept.uses.saturating_add(1);
         Some((Held::Kept(place, 1), kept.device_addr))
+    }
+
+    /// How many of `pages` pages from reference `gref` on are not kept.
+    pub fn missing(&self, gref: GrantRef, pages: u16) -> usize {
+        let (first, pages) = (gref.0 as usize, usize::from(pages));
+        let known = self.places.get(first..).unwrap_or_default();
+        let kept = known.iter().take(pages).filter(|&&place| place != NONE).count();
+        pages.saturating_sub(kept)
+    }
+
+    /// Uses as many of `pages` pages from reference `gref` on as are kept at places in a row and lie in a row for the device: where the
+    /// first is there, and how many they are. `None` if the first is not kept.
+    pub fn reuse_run(&mut self, gref: GrantRef, pages: u16) -> Option<(Held<M>, u64, u16)> {
+        let place = self.place(gref)?;
+        let places = self.places.get(gref.0 as usize..)?.iter().zip(place..NONE);
+        let in_row = places.take(usize::from(pages)).take_while(|(at, expected)| *at == expected).count();
+        let base = self.kept.get(usize::from(place))?.as_ref()?.device_addr;
+        let (mut expected, mut count, mut idle): (u64, u16, usize) = (base, 0, 0);
+        for kept in self.kept.get_mut(usize::from(place)..)?.iter_mut().take(in_row).map_while(Option::as_mut) {
+            if kept.device_addr != expected {
+                break;
+            }
+            expected = expected.saturating_add(PAGE_SIZE as u64);
+            idle = idle.saturating_add(usize::from(kept.uses == 0));
+            kept.uses = kept.uses.saturating_add(1);
+            count = count.saturating_add(1);
+        }
+        self.idle = self.idle.saturating_sub(idle);
+        (count > 0).then_some((Held::Kept(place, count), base, count))
     }
 
     /// A page for the CPU, the first of those held.
@@ -225,6 +255,40 @@ mod tests {
         held.drain(..2).for_each(|held| grants.release(held, &mut garbage));
         assert!(grants.evict(&mut garbage) && !grants.evict(&mut garbage), "two are still used");
         assert_eq!(garbage, [1]);
+    }
+
+    #[test]
+    fn a_run_goes_as_far_as_places_and_addresses_do() {
+        let (mut grants, mut garbage) = (Grants::new(8), Vec::new());
+        let addr = |n: u64| n * PAGE_SIZE as u64;
+        // References 10 to 14 at places in a row, the fourth elsewhere for the device; 16 comes before 15.
+        for (gref, at) in
+            [(10, addr(5)), (11, addr(6)), (12, addr(7)), (13, addr(9)), (14, addr(10)), (16, addr(11)), (15, addr(12))]
+        {
+            let (held, _) = grants.take_in(GrantRef(gref), Mapped { page: gref, device_addr: at }, &mut garbage);
+            grants.release(held, &mut garbage);
+        }
+        assert_eq!((grants.missing(GrantRef(10), 7), grants.missing(GrantRef(9), 9)), (0, 2));
+        assert_eq!(grants.missing(GrantRef(u32::MAX), 3), 3);
+        let mut run = |gref, pages| {
+            grants.reuse_run(GrantRef(gref), pages).map(|(held, at, count)| match held {
+                Held::Kept(place, run) => (place, run, at, count),
+                Held::Once(_) => unreachable!(),
+            })
+        };
+        assert_eq!(run(10, 2), Some((0, 2, addr(5), 2)), "no more than asked for");
+        assert_eq!(run(10, 7), Some((0, 3, addr(5), 3)));
+        assert_eq!(run(13, 4), Some((3, 2, addr(9), 2)));
+        assert_eq!(run(15, 2), Some((6, 1, addr(12), 1)));
+        assert_eq!((run(9, 2), run(10, 0), run(u32::MAX, 2)), (None, None, None));
+        // 16 alone is idle; of the others each use counts.
+        assert!(grants.evict(&mut garbage) && !grants.evict(&mut garbage) && garbage == [16]);
+        grants.release(Held::Kept(0, 3), &mut garbage);
+        assert!(
+            grants.evict(&mut garbage) && !grants.evict(&mut garbage),
+            "two of them are held by the first run as well"
+        );
+        assert_eq!(garbage, [16, 12]);
     }
 
     #[test]

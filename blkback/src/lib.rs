@@ -30,6 +30,7 @@ pub mod mutation;
 mod negotiate;
 mod platform;
 mod request;
+mod run;
 mod source;
 mod table;
 mod vbd;

@@ -7,7 +7,8 @@
 
 use crate::disk::Segment as DeviceSegment;
 use crate::request::{Kind, Name};
-use abi::io::blkif::{MAX_SEGMENTS_PER_REQUEST, Segment};
+use crate::run::Run;
+use abi::io::blkif::MAX_SEGMENTS_PER_REQUEST;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
@@ -31,7 +32,7 @@ pub(crate) struct Request<H> {
     pub first: u64,
     /// 0 for a pure flush.
     pub sectors: u64,
-    pub segments: Vec<Segment>,
+    pub segments: Vec<Run>,
     pub phase: Phase,
     /// It waits until this index is published.
     after: Option<u32>,
@@ -204,6 +205,7 @@ impl<H> Line<H> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use abi::io::blkif::Segment;
 
     fn line(requests: &[(Kind, u64, u64)]) -> Line<()> {
         let mut line = Line::new(u32::MAX);
@@ -238,7 +240,7 @@ mod tests {
     fn only_short_requests_keep_their_memory() {
         for (count, kept) in [(11, 11), (12, 0), (256, 0)] {
             let mut request: Request<()> = Request::blank();
-            request.segments = Vec::from_iter(core::iter::repeat_n(Segment::default(), count));
+            request.segments = Vec::from_iter(core::iter::repeat_n(Run { first: Segment::default(), pages: 1 }, count));
             request.data.reserve(count);
             request.shrink();
             assert!(request.segments.capacity() >= kept && request.data.capacity() >= kept);

@@ -1,6 +1,7 @@
 //! From a slot to what it asks for. Everything in it is an allegation: it was copied once by the ring, is checked here against the vbd's
 //! bounds, and what is wrong with it is answered with an error. Sectors are blkif's, of 512 bytes, within the vbd.
 
+use crate::run::Run;
 use abi::GrantRef;
 use abi::io::blkif::{
     Discard, Indirect, MAX_SEGMENTS_PER_REQUEST, REQUEST_WORDS, RESPONSE_WORDS, ReadWrite, Response,
@@ -129,31 +130,33 @@ pub(crate) fn parse(words: &[u32; REQUEST_WORDS], limits: &Limits) -> Result<Ask
 }
 
 /// Appends the segments that are in the slot.
-pub(crate) fn direct(words: &[u32; REQUEST_WORDS], count: u8, segments: &mut Vec<Segment>) {
-    segments.extend(ReadWrite::from_words(words).segments.iter().take(usize::from(count)));
+pub(crate) fn direct(words: &[u32; REQUEST_WORDS], count: u8, segments: &mut Vec<Run>) {
+    let all = ReadWrite::from_words(words).segments.into_iter();
+    all.take(usize::from(count)).for_each(|segment| Run::append(segments, segment));
 }
 
 /// Appends the segments of an indirect page, each of whose words is read once.
-pub(crate) fn indirect(count: u16, word: impl Fn(usize) -> u32, segments: &mut Vec<Segment>) {
+pub(crate) fn indirect(count: u16, word: impl Fn(usize) -> u32, segments: &mut Vec<Run>) {
     let count = usize::from(count).min(SEGMENTS_PER_INDIRECT_PAGE);
     let pairs = (0..count).map(|n| n.saturating_mul(8));
-    segments.extend(pairs.map(|at| Segment::from_words([word(at), word(at.saturating_add(4))])));
+    let all = pairs.map(|at| Segment::from_words([word(at), word(at.saturating_add(4))]));
+    all.for_each(|segment| Run::append(segments, segment));
 }
 
 /// Sectors of all segments, each within its page and all of them within the vbd.
 ///
 /// # Errors
 /// The status to answer with.
-pub(crate) fn measure(limits: &Limits, kind: Kind, first: u64, segments: &[Segment]) -> Result<u64, i16> {
+pub(crate) fn measure(limits: &Limits, kind: Kind, first: u64, segments: &[Run]) -> Result<u64, i16> {
     let mut sectors: u64 = 0;
-    for segment in segments {
+    for &Run { first: segment, pages } in segments {
         let here = u64::from(segment.sectors().ok_or(rsp::ERROR)?);
         // Most drives want none, and a division for each page of a request is felt.
         let aligned = |n: u64| limits.segment_ratio <= 1 || n.is_multiple_of(limits.segment_ratio);
         if !aligned(here) || !aligned(u64::from(segment.first_sect)) {
             return Err(rsp::ERROR);
         }
-        sectors = sectors.saturating_add(here);
+        sectors = sectors.saturating_add(here.saturating_mul(u64::from(pages)));
     }
     check(limits, kind, first, sectors)?;
     Ok(sectors)
@@ -237,7 +240,9 @@ mod tests {
 
     #[test]
     fn segments_stay_in_their_pages_and_in_the_vbd() {
-        let of = |limits: &Limits, kind, first, segments: &[Segment]| measure(limits, kind, first, segments);
+        let of = |limits: &Limits, kind, first, segments: &[Segment]| {
+            measure(limits, kind, first, &crate::run::runs(segments))
+        };
         assert_eq!(of(&LIMITS, Kind::Read, 990, &[segment(0, 7), segment(6, 7)]), Ok(10));
         for (first, bad) in [(991, segment(6, 7)), (0, segment(1, 0)), (0, segment(0, 8)), (u64::MAX, segment(0, 0))] {
             assert_eq!(of(&LIMITS, Kind::Read, first, &[segment(0, 7), bad]), Err(rsp::ERROR));

@@ -6,10 +6,11 @@ use crate::disk::{Command, Disks, DriveInfo, Op, Segment, SubmitError};
 use crate::grants::{Held, Known};
 use crate::line::{Phase, Request};
 use crate::request::Kind;
+use crate::run::{Run, pages};
 use crate::source::sector_ratio;
 use crate::table::{Table, Ticket};
 use crate::{MapError, MapRequest, Mapped, Platform, mutated};
-use abi::io::blkif::{self, SECTOR_SIZE, rsp};
+use abi::io::blkif::{SECTOR_SIZE, rsp};
 use alloc::vec::Vec;
 use hw::DmaMemory;
 use ring::SharedMem;
@@ -170,19 +171,26 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
             if !request.held.is_empty() || request.segments.is_empty() {
                 continue;
             }
-            if request.segments.iter().all(|segment| connection.grants.has(segment.gref)) {
+            if request.segments.iter().all(|run| connection.grants.missing(run.first.gref, run.pages) == 0) {
                 // Nothing has to be mapped.
                 let mut merged: u64 = 0;
-                for segment in &request.segments {
-                    let Some(page) = connection.grants.reuse(segment.gref) else { break };
-                    merged = merged.saturating_add(hold(&mut request.held, &mut request.data, segment, page));
+                for run in &request.segments {
+                    let mut done = 0;
+                    while let Some(left) = run.pages.checked_sub(done).filter(|&left| left > 0)
+                        && let Some((pages, base, count)) = connection.grants.reuse_run(run.gref(done), left)
+                    {
+                        let piece = Run { pages: count, ..*run };
+                        merged =
+                            merged.saturating_add(hold(&mut request.held, &mut request.data, piece, (pages, base)));
+                        done = done.saturating_add(count);
+                    }
                 }
-                vbd.stats.segments = vbd.stats.segments.saturating_add(request.segments.len() as u64);
+                vbd.stats.segments = vbd.stats.segments.saturating_add(pages(&request.segments));
                 vbd.stats.merged = vbd.stats.merged.saturating_add(merged);
                 continue;
             }
             let readonly = !connection.grants.persistent() && request.kind != Kind::Read;
-            for segment in &request.segments {
+            for segment in request.segments.iter().flat_map(Run::segments) {
                 let kept = connection.grants.reuse(segment.gref);
                 if kept.is_none() {
                     maps.push(MapRequest { dom, gref: segment.gref, readonly, device: true });
@@ -218,7 +226,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         let Some(request) = connection.line.get_mut(ticket.index) else { return };
         let mut refused = None;
         let mut merged: u64 = 0;
-        for segment in &request.segments {
+        for segment in request.segments.iter().flat_map(Run::segments) {
             let page = match known.pop_front().flatten() {
                 Some(kept) => kept,
                 None => match results.next().unwrap_or(Err(MapError::NoRoom)) {
@@ -229,9 +237,14 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
                     }
                 },
             };
-            merged = merged.saturating_add(hold(&mut request.held, &mut request.data, segment, page));
+            merged = merged.saturating_add(hold(
+                &mut request.held,
+                &mut request.data,
+                Run { first: segment, pages: 1 },
+                page,
+            ));
         }
-        vbd.stats.segments = vbd.stats.segments.saturating_add(request.segments.len() as u64);
+        vbd.stats.segments = vbd.stats.segments.saturating_add(pages(&request.segments));
         vbd.stats.merged = vbd.stats.merged.saturating_add(merged);
         let Some(error) = refused else { return };
         request.data.clear();
@@ -343,17 +356,19 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     }
 }
 
-/// Notes that a segment's page is held and where the drive sees the data in it: 1 if it continues the segment before, else 0.
+/// Notes that pages are held and where the drive sees the data in them: how many of them continue the page before.
 fn hold<M>(
     all: &mut Vec<Held<M>>,
     data: &mut Vec<Segment>,
-    segment: &blkif::Segment,
+    Run { first, pages }: Run,
     (page, base): (Held<M>, u64),
 ) -> u64 {
     page.append(all);
-    let addr = base.saturating_add(u64::from(segment.first_sect).saturating_mul(u64::from(SECTOR_SIZE)));
-    let len = u32::from(segment.sectors().unwrap_or(0)).saturating_mul(SECTOR_SIZE);
-    u64::from(append(data, addr, len))
+    let addr = base.saturating_add(u64::from(first.first_sect).saturating_mul(u64::from(SECTOR_SIZE)));
+    let sectors = u32::from(first.sectors().unwrap_or(0)).saturating_mul(u32::from(pages));
+    let len = sectors.saturating_mul(SECTOR_SIZE);
+    let joined = u64::from(append(data, addr, len));
+    u64::from(pages).saturating_sub(1).saturating_add(joined)
 }
 
 /// The bytes of a request's next command, and its segments.

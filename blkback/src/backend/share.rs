@@ -60,7 +60,11 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
                     let Some(request) = connection.line.get(index) else { break };
                     let cost = request.len_bytes().saturating_sub(request.given).max(LEAST_COST);
                     let wanted = match request.held.is_empty() {
-                        true => request.segments.iter().filter(|s| !connection.grants.has(s.gref)).count(),
+                        true => request
+                            .segments
+                            .iter()
+                            .map(|run| connection.grants.missing(run.first.gref, run.pages))
+                            .sum(),
                         false => 0,
                     };
                     while wanted > pages && connection.evict(&mut self.garbage) {
