@@ -70,7 +70,7 @@ enum What {
         /// Minutes of fio; a transfer has a tenth of it
         #[arg(long, default_value_t = 10.0)]
         minutes: f64,
-        /// Files of the tree; Linux's own has 80,000, which take a quarter of an hour here
+        /// Files of the tree (Linux's own has 80,000); drives that are files of the run grow with it
         #[arg(long, default_value_t = 8000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         files: u32,
         /// Only these parts
