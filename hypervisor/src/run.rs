@@ -308,25 +308,27 @@ fn stint(cpu: &'static PerCpu, domain: &Arc<Domain>, vcpu: &Arc<Vcpu>, context: 
 }
 
 /// Injects the upcall, or an interrupt of the local APIC, if one is due and the guest can take it. If not now, an upcall is left to
-/// the processor, which delivers it when the guest can (one too many tells nothing, and does no harm); for the APIC there is an exit.
+/// the processor, which delivers it when the guest can (one too many tells nothing, and does no harm); for the APIC there is an exit,
+/// behind an upcall as well.
 fn offer_interrupt(domain: &Domain, vcpu: &Vcpu, context: &mut Context) {
     let upcall = if vcpu.upcall_due(domain) { upcall_vector(domain) } else { None };
-    let vector = upcall.or_else(|| vcpu.lapic_pending());
+    let local = vcpu.lapic_pending();
     let vmcb = context.vmcb();
     let (c, s) = (&mut vmcb.control, &vmcb.save);
     c.v_intr &= !(v_intr::V_IRQ | v_intr::V_IGN_TPR | v_intr::V_VECTOR);
     c.intercepts[0] &= !intercept::VINTR;
-    let Some(vector) = vector else { return };
+    let Some(vector) = upcall.or(local) else { return };
     let open = s.rflags & crate::context::RFLAGS_IF != 0 && c.interrupt_shadow & 1 == 0;
     if open && !Event(c.eventinj).is_valid() {
         c.eventinj = Event::interrupt(vector).0;
-        if let (None, Some(lapic)) = (upcall, &vcpu.lapic) {
-            lapic.lock().take(vector);
+        match (upcall, &vcpu.lapic) {
+            (None, Some(lapic)) => return lapic.lock().take(vector),
+            _ if local.is_none() => return,
+            _ => {}
         }
-        return;
     }
     c.v_intr |= v_intr::V_IRQ | v_intr::V_IGN_TPR | u64::from(vector) << v_intr::V_VECTOR.trailing_zeros();
-    if upcall.is_none() {
+    if local.is_some() {
         c.intercepts[0] |= intercept::VINTR;
     }
 }
