@@ -10,7 +10,7 @@ use crate::machine::Machine;
 use crate::machine::blkcheck::{self, Follow, Vbd};
 use crate::machine::crash::{KINDS, Order, Outcome};
 use crate::machine::load::Load;
-use crate::machine::protocol::Domain;
+use crate::machine::standing::HELD;
 use crate::manifest::System;
 use crate::{progress, run, table};
 use ::blkcheck::random::Random;
@@ -29,8 +29,6 @@ const POINTS: u64 = 2_000;
 const WARM: u32 = 10;
 /// With fewer kills memory is not judged: what is mapped at a look depends on when it is, and each half has to see the most of it.
 const JUDGED: u32 = 40;
-/// Longest wait for a domain that control holds back.
-const BACK_OFF: Duration = Duration::from_secs(10);
 /// Longest wait for every sector to be written once.
 const READY: Duration = Duration::from_secs(120);
 /// Longest wait for the last requests, the final reading and the report.
@@ -153,7 +151,7 @@ pub fn run(mut machine: Machine, system: &System, plan: &Plan) -> Result<Report>
         this.failures.push(format!("{error:#}"));
         Vec::new()
     });
-    let held = victims(system, plan).and_then(|victims| this.hold(&machine, &victims));
+    let held = victims(system, plan).and_then(|victims| this.hold(&mut machine, &victims));
     if let Err(error) = held {
         this.failures.push(format!("{error:#}"));
     }
@@ -217,7 +215,8 @@ impl Report {
                     steps.tick(&what);
                 }
                 *self.ways.entry(format!("{victim} {how}")).or_default() += 1;
-                orders.push((order(machine, victim, how, count).context(what.clone())?, *disk, what));
+                let held = |why: &str| steps.iter().for_each(|steps| steps.say(why));
+                orders.push((order(machine, victim, how, count, held).context(what.clone())?, *disk, what));
             }
             for (order, disk, what) in orders {
                 let outcome = machine.await_crash(&order).context(what.clone())?;
@@ -259,9 +258,8 @@ impl Report {
     }
 
     /// Most of the deaths have to be the ones that were ordered: what else ends a domain is no part of the plan.
-    fn hold(&mut self, machine: &Machine, victims: &[(&str, bool)]) -> Result<()> {
-        let all = machine.control.ask("list")?;
-        let domains: Vec<Domain> = serde_json::from_value(all["domains"].clone()).context("answer to `list`")?;
+    fn hold(&mut self, machine: &mut Machine, victims: &[(&str, bool)]) -> Result<()> {
+        let domains = machine.domains()?;
         self.restarts = domains.iter().filter(|d| victims.iter().any(|(v, _)| *v == d.name)).map(|d| d.restarts).sum();
         let most = u64::from(self.survived) * victims.len() as u64 / 10 + 2;
         if self.other_causes.len() as u64 > most {
@@ -353,19 +351,15 @@ impl Report {
     }
 }
 
-/// Orders a crash of a domain that runs: what is ordered between a death and the restart is for the instance that is gone.
-pub fn order(machine: &mut Machine, victim: &str, how: &str, count: u32) -> Result<Order> {
-    machine.wait_for(&format!("running `{victim}`"), BACK_OFF, |m| {
-        let told = |name: &str| m.control.count(|e| e["event"] == name && e["dom"] == victim);
-        (told("died") == told("restarted")).then_some(())
-    })?;
-    let deadline = Instant::now() + BACK_OFF;
+/// Orders a crash of a domain once it runs: what is ordered between a death and the restart is for the instance that is gone. `tell`
+/// hears why it does not run yet.
+pub fn order(machine: &mut Machine, victim: &str, how: &str, count: u32, mut tell: impl FnMut(&str)) -> Result<Order> {
+    let deadline = Instant::now() + HELD;
     loop {
+        machine.await_running(victim, &mut tell)?;
         match machine.order_crash(victim, how, count) {
-            // It died once more meanwhile, too soon after the last time.
-            Err(error) if format!("{error:#}").contains("is not running") && Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
+            // It died once more meanwhile.
+            Err(error) if format!("{error:#}").contains("is not running") && Instant::now() < deadline => {}
             result => return result,
         }
     }

@@ -134,13 +134,14 @@ impl Machine {
         let event =
             |m: &Self, name: &str| m.control.event(events, Duration::ZERO, |e| e["event"] == name && e["dom"] == dom);
         let (died_at, died) = self.wait_for(&format!("death of `{dom}` by {how}"), PATIENCE, |m| event(m, "died"))?;
-        let (back_at, _) =
-            self.wait_for(&format!("restart of `{dom}` after {how}"), PATIENCE, |m| event(m, "restarted"))?;
+        let what = format!("restart of `{dom}` after {how}");
+        let (back_at, _) = self.wait_beyond_back_off(&what, PATIENCE, |m| event(m, "restarted"))?;
         let mut outages = Vec::new();
         for guest in (0..self.guests.len()).filter(|&guest| self.guests[guest].starts).collect::<Vec<_>>() {
             let what = format!("packet delivered to guest `{}` after {how}", self.guests[guest].name);
             // The answer that counts went through the new instance: it came after that was entered.
-            self.wait_for(&what, PATIENCE, |m| m.host.probes(guest, |log| log.first_after(back_at)).flatten())?;
+            let answer = |m: &Self| m.host.probes(guest, |log| log.first_after(back_at)).flatten();
+            self.wait_beyond_back_off(&what, PATIENCE, answer)?;
             let gap = self.host.probes(guest, |log| log.longest_gap(from, back_at)).flatten();
             outages.push(ms(gap.context("no probe was delivered before the crash")?));
         }

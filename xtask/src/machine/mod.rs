@@ -11,6 +11,7 @@ pub mod monitor;
 pub mod protocol;
 pub mod qemu;
 pub mod shell;
+pub mod standing;
 
 use crate::drive::Drives;
 use crate::hostnet::{self, Guest, Host};

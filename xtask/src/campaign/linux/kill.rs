@@ -33,6 +33,14 @@ pub struct Kills<'a> {
     pub random: Random,
 }
 
+/// What is told while it goes on.
+pub enum Told<'a> {
+    /// A death that was ordered.
+    Death(&'a str),
+    /// Why a victim does not run and the next death has to wait: control holds it back, or is restarting it.
+    Held(&'a str),
+}
+
 /// What came of it.
 pub struct Killed {
     /// What the command wrote.
@@ -58,7 +66,7 @@ impl Kills<'_> {
         shell: &mut Shell,
         command: &str,
         patience: Duration,
-        mut tick: impl FnMut(&str),
+        mut tell: impl FnMut(Told<'_>),
     ) -> Result<Killed> {
         let start = format!("rm -f /tmp/job.*; ({command}; echo $? >/tmp/job.code) >/tmp/job.log 2>&1 &");
         shell.run(machine, &start, SHELL)?;
@@ -74,8 +82,9 @@ impl Kills<'_> {
                 anyhow::bail!("interrupted");
             }
             if !self.victims.is_empty() && Instant::now() >= due {
-                deaths.extend(self.kill(machine, shell, &mut tick)?);
-                turn += self.pace;
+                deaths.extend(self.kill(machine, shell, &mut tell)?);
+                // What took longer than its time is not caught up: a burst of deaths leaves the command no time in between.
+                turn = (turn + self.pace).max(Instant::now());
                 due = turn + self.moment();
             }
             if Instant::now() >= look {
@@ -103,7 +112,7 @@ impl Kills<'_> {
         &mut self,
         machine: &mut Machine,
         shell: &mut Shell,
-        tick: &mut impl FnMut(&str),
+        tell: &mut impl FnMut(Told<'_>),
     ) -> Result<Vec<(String, Outcome)>> {
         let mut orders = Vec::new();
         let events = machine.control.event_count();
@@ -111,8 +120,9 @@ impl Kills<'_> {
             let how = KINDS[self.random.below(KINDS.len() as u64) as usize];
             let count = u32::try_from(self.random.below(POINTS)).unwrap_or(0);
             let what = format!("{how} of {victim} after {count} points");
-            tick(&what);
-            orders.push((*victim, order(machine, victim, how, count).context(what.clone())?, what));
+            let order = order(machine, victim, how, count, |why| tell(Told::Held(why))).context(what.clone())?;
+            tell(Told::Death(&what));
+            orders.push((*victim, order, what));
         }
         for victim in &self.victims {
             let died = |m: &Machine| m.control.event(events, WORKED, |e| e["event"] == "died" && e["dom"] == *victim);

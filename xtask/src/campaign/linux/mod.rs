@@ -15,7 +15,7 @@ use crate::{progress, run, table};
 use anyhow::{Context, Result, bail, ensure};
 use blkcheck::random::Random;
 use iperf::{WAYS, Way};
-use kill::{Killed, Kills};
+use kill::{Killed, Kills, Told};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -100,6 +100,8 @@ pub struct Report {
     kills: usize,
     /// Deaths by another cause than the ordered one.
     other_causes: Vec<String>,
+    /// Times control held a driver back that had died too often by another cause than an order.
+    held: usize,
     /// Kills by victim and way.
     ways: BTreeMap<String, u32>,
     /// Longest time without a delivered packet around a kill of the network's driver, probes at 1 kHz, under load.
@@ -161,6 +163,7 @@ pub fn run(machine: &mut Machine, system: &System, plan: &Plan) -> Result<Report
         rows: Vec::new(),
         kills: 0,
         other_causes: Vec::new(),
+        held: 0,
         ways: BTreeMap::new(),
         outage_ms: Summary::default(),
         tcp_resets: 0,
@@ -186,6 +189,7 @@ pub fn run(machine: &mut Machine, system: &System, plan: &Plan) -> Result<Report
     }
     scene.steps.done();
     report.outage_ms = summary(scene.outages);
+    report.held = scene.machine.control.count(|event| event["event"] == "back-off");
     if report.other_causes.len() > report.kills / 10 + 2 {
         report.failures.push(format!("{} deaths had another cause than was ordered", report.other_causes.len()));
     }
@@ -203,7 +207,10 @@ impl Scene<'_> {
         let random = Random::new(self.random.below(u64::MAX));
         let mut kills = Kills { victims: victims.to_vec(), pace: PACE, random };
         let steps = &self.steps;
-        let done = kills.run(self.machine, &mut self.shell, command, patience, |what| steps.tick(what))?;
+        let done = kills.run(self.machine, &mut self.shell, command, patience, |told| match told {
+            Told::Death(what) => steps.tick(what),
+            Told::Held(why) => steps.say(why),
+        })?;
         let of_network = done.deaths.iter().filter(|(victim, _)| victim == self.network);
         self.outages.extend(of_network.map(|(_, death)| death.outage_ms));
         Ok(done)
@@ -361,13 +368,14 @@ impl super::Outcome for Report {
         let outage_heading: Vec<&str> = std::iter::once("network's kills").chain(HEADINGS).collect();
         let instead = self.instead.as_ref().map(|why| format!("the peer has smoltcp's TCP, not Linux's: {why}\n"));
         format!(
-            "{}\n{}\n{} kills in {} ways (seed {}), {} by another cause than ordered, {} TCP resets, {} complaints of the guest's kernel\n{}",
+            "{}\n{}\n{} kills in {} ways (seed {}), {} by another cause than ordered, {} starts held back by control, {} TCP resets, {} complaints of the guest's kernel\n{}",
             table::format(&heading, &rows),
             table::format(&outage_heading, &[outage]),
             self.kills,
             self.ways.len(),
             self.seed,
             self.other_causes.len(),
+            self.held,
             self.tcp_resets,
             self.complaints.len(),
             instead.unwrap_or_default()
