@@ -160,6 +160,12 @@ impl Control {
         lock(&self.0.state).events.iter().rev().find_map(|(_, event)| is(event))
     }
 
+    /// The number of the first event from number `from` on that `matches`, of those so far.
+    pub fn position(&self, from: usize, matches: impl Fn(&Value) -> bool) -> Option<usize> {
+        let state = lock(&self.0.state);
+        state.events.iter().skip(from).position(|(_, event)| matches(event)).map(|at| from + at)
+    }
+
     /// Waits for an event after number `from` that `matches`; none when the time is up or the line closed.
     pub fn event(&self, from: usize, patience: Duration, matches: impl Fn(&Value) -> bool) -> Option<(Instant, Value)> {
         let deadline = Instant::now() + patience;

@@ -1,11 +1,12 @@
 //! One crash as it is seen from outside: ordered over the control line, its outage measured by probes on the wire.
 
 use super::Machine;
+use super::control::Control;
 use super::monitor::FRAME;
 use super::protocol::{Death, Phases};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 /// The ways a domain can be told to crash.
@@ -14,6 +15,9 @@ pub const KINDS: [&str; 7] = ["panic", "page-fault", "stack-overflow", "hang", "
 pub const PACE: Duration = Duration::from_millis(1);
 /// Longest wait for each step of a restart.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Entries of control's history among which a death is looked for: others may have died since.
+const HISTORY: u32 = 16;
 
 /// Where a driver domain points its device for the crash kind `dma` unless its configuration says otherwise: a frame it does
 /// not own, neither as a machine address nor as one of its own.
@@ -69,6 +73,33 @@ pub struct Order {
     refused: usize,
     before: Option<Vec<u8>>,
     from: Instant,
+}
+
+/// The death that an order caused.
+struct Died {
+    /// Of the event.
+    number: usize,
+    at: Instant,
+    event: Value,
+}
+
+impl Order {
+    /// Whether it was carried out, or something else ended the domain that had it.
+    pub fn died(&self, control: &Control, patience: Duration) -> bool {
+        control.event(self.events, patience, |event| self.caused(event)).is_some()
+    }
+
+    /// The event of a death that control took for ordered. Others may come after the order was given, as control tells of a death when
+    /// it has time: the order is then for the next instance.
+    fn caused(&self, event: &Value) -> bool {
+        event["event"] == "died" && event["dom"] == self.dom.as_str() && event["ordered"] == true
+    }
+
+    fn death(&self, control: &Control) -> Option<Died> {
+        let number = control.position(self.events, |event| self.caused(event))?;
+        let (at, event) = control.event(number, Duration::ZERO, |_| true)?;
+        Some(Died { number, at, event })
+    }
 }
 
 fn ms(time: Duration) -> f64 {
@@ -128,14 +159,15 @@ impl Machine {
     /// # Errors
     /// A step of the restart did not come.
     pub fn await_crash(&mut self, order: &Order) -> Result<Outcome> {
-        let Order { dom, how, events, lines, refused, before, from } = order;
-        let (events, lines, refused, from) = (*events, *lines, *refused, *from);
+        let Order { dom, how, lines, refused, before, from, .. } = order;
+        let (lines, refused, from) = (*lines, *refused, *from);
         let (dom, how) = (dom.as_str(), how.as_str());
-        let event =
-            |m: &Self, name: &str| m.control.event(events, Duration::ZERO, |e| e["event"] == name && e["dom"] == dom);
-        let (died_at, died) = self.wait_for(&format!("death of `{dom}` by {how}"), PATIENCE, |m| event(m, "died"))?;
+        let found = self.wait_for(&format!("death of `{dom}` by {how}"), PATIENCE, |m| order.death(&m.control))?;
+        let Died { number, at: died_at, event: died } = found;
         let what = format!("restart of `{dom}` after {how}");
-        let (back_at, _) = self.wait_beyond_back_off(&what, PATIENCE, |m| event(m, "restarted"))?;
+        let restarted = |e: &Value| e["event"] == "restarted" && e["dom"] == dom;
+        let (back_at, _) =
+            self.wait_beyond_back_off(&what, PATIENCE, |m| m.control.event(number, Duration::ZERO, restarted))?;
         let mut outages = Vec::new();
         for guest in (0..self.guests.len()).filter(|&guest| self.guests[guest].starts).collect::<Vec<_>>() {
             let what = format!("packet delivered to guest `{}` after {how}", self.guests[guest].name);
@@ -146,10 +178,13 @@ impl Machine {
             outages.push(ms(gap.context("no probe was delivered before the crash")?));
         }
         let cause = died["cause"].as_str().unwrap_or("unknown").to_string();
-        let as_ordered = expected_causes(how).contains(&cause.as_str());
-        let history = self.ask(&json!({ "cmd": "history", "max": 4 }))?;
+        // The stray device of another domain may have taken this one along before it came to its own.
+        let along = how == "dma" && names_no_address(&died["detail"]) && self.qemu.refused().len() == refused;
+        let as_ordered = expected_causes(how).contains(&cause.as_str()) && !along;
+        let history = self.ask(&json!({ "cmd": "history", "max": HISTORY }))?;
         let deaths: Vec<Death> = serde_json::from_value(history["history"].clone()).context("history of control")?;
-        let death = deaths.into_iter().find(|d| d.dom == dom).context("the history lacks the crash")?;
+        let this = |d: &Death| d.dom == dom && died["time_us"] == d.time_us;
+        let death = deaths.into_iter().find(this).context("the history lacks the crash")?;
         if let Some(before) = before {
             let traced = self.qemu.refused().split_off(refused);
             let address = |a: &String| u64::from_str_radix(a.trim_start_matches("0x"), 16).ok();
@@ -188,8 +223,8 @@ impl Machine {
 
     /// The report of the IOMMU fault, with device and address. An emulated IOMMU that tells the hypervisor no address has told it
     /// to QEMU's trace, which had `refused` addresses before.
-    fn iommu_line(&self, from: usize, refused: usize, detail: &serde_json::Value) -> Result<String> {
-        if let Some(detail) = detail.as_str().filter(|d| has_bdf(d) && !d.contains("0x")) {
+    fn iommu_line(&self, from: usize, refused: usize, detail: &Value) -> Result<String> {
+        if let Some(detail) = detail.as_str().filter(|_| names_no_address(detail)) {
             let traced = self.qemu.refused();
             let address = traced.get(refused).context("neither the IOMMU nor QEMU's trace names an address")?;
             return Ok(format!("{detail}; QEMU's trace says {address}"));
@@ -199,6 +234,11 @@ impl Machine {
         line.or_else(|| detail.as_str().filter(|d| has_bdf(d) && d.contains("0x")).map(str::to_string))
             .context("no report of the IOMMU fault names device and address")
     }
+}
+
+/// Whether a report of an IOMMU fault names the device, but no address.
+fn names_no_address(detail: &Value) -> bool {
+    detail.as_str().is_some_and(|d| has_bdf(d) && !d.contains("0x"))
 }
 
 /// Whether a text holds a PCI address as `00:03.0`.
@@ -222,6 +262,33 @@ mod tests {
         assert!(has_bdf("IOMMU fault: device 00:03.0 at 0x1000"));
         assert!(has_bdf("fault of 0000:00:03.0, address 0xdead"));
         assert!(!has_bdf("fault at 12:34, address 0x00"));
+    }
+
+    #[test]
+    fn a_death_that_control_tells_of_late_is_not_the_one_ordered() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let control = Control::start(ours).unwrap();
+        let died =
+            |ordered: bool, time: u64| json!({ "event": "died", "dom": "a", "time_us": time, "ordered": ordered });
+        let order = Order {
+            dom: "a".into(),
+            how: "panic".into(),
+            events: control.event_count(),
+            lines: 0,
+            refused: 0,
+            before: None,
+            from: Instant::now(),
+        };
+        let tell = |event: Value| std::io::Write::write_all(&mut &theirs, format!("{event}\n").as_bytes()).unwrap();
+        tell(died(false, 1));
+        tell(json!({ "event": "restarted", "dom": "a" }));
+        tell(json!({ "event": "died", "dom": "b", "time_us": 2, "ordered": true }));
+        assert!(control.event(0, Duration::from_secs(10), |e| e["dom"] == "b").is_some());
+        assert!(!order.died(&control, Duration::ZERO) && order.death(&control).is_none());
+        tell(died(true, 3));
+        assert!(order.died(&control, Duration::from_secs(10)));
+        let death = order.death(&control).unwrap();
+        assert_eq!((death.number, death.event["time_us"].as_u64()), (3, Some(3)));
     }
 
     #[test]

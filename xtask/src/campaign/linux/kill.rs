@@ -115,7 +115,6 @@ impl Kills<'_> {
         tell: &mut impl FnMut(Told<'_>),
     ) -> Result<Vec<(String, Outcome)>> {
         let mut orders = Vec::new();
-        let events = machine.control.event_count();
         for victim in &self.victims {
             let how = KINDS[self.random.below(KINDS.len() as u64) as usize];
             let count = u32::try_from(self.random.below(POINTS)).unwrap_or(0);
@@ -124,9 +123,8 @@ impl Kills<'_> {
             tell(Told::Death(&what));
             orders.push((*victim, order, what));
         }
-        for victim in &self.victims {
-            let died = |m: &Machine| m.control.event(events, WORKED, |e| e["event"] == "died" && e["dom"] == *victim);
-            if died(machine).is_none() {
+        for (_, order, _) in &orders {
+            if !order.died(&machine.control, WORKED) {
                 shell.run(machine, WORK, SHELL)?;
             }
         }
