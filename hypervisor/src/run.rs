@@ -18,8 +18,6 @@ use hv_core::sched::{PutBack, VcpuKey};
 use hv_core::timer::Kind;
 use hv_svm::{Event, intercept, v_intr};
 
-/// What a vCPU may run while others wait for its CPU.
-const SLICE_NS: u64 = 5 * time::MS;
 /// How long another CPU may take to come out of its guest. The interrupt takes microseconds; beyond this the machine is broken.
 const LEAVE_GUEST_NS: u64 = 1000 * time::MS;
 
@@ -120,7 +118,7 @@ pub fn all_down(domain: &Domain, timeout_ns: u64) -> bool {
 pub fn cpu_loop(cpu: &'static PerCpu) -> ! {
     loop {
         deadlines::expire(cpu);
-        let picked = cpu.queue.lock().pick();
+        let picked = cpu.queue.lock().pick(time::now_ns());
         let Some(key) = picked else {
             if !take_from_busy(cpu) {
                 idle(cpu);
@@ -132,7 +130,7 @@ pub fn cpu_loop(cpu: &'static PerCpu) -> ! {
             Some((domain, vcpu)) => run_vcpu(cpu, domain, vcpu),
             None => PutBack::Away,
         };
-        cpu.queue.lock().put_back(back);
+        cpu.queue.lock().put_back(back, time::now_ns());
     }
 }
 
@@ -198,7 +196,7 @@ fn run_vcpu(cpu: &'static PerCpu, domain: &Arc<Domain>, vcpu: &Arc<Vcpu>) -> Put
         let mut context = vcpu.context.lock();
         // SAFETY: the hypervisor uses no FPU; what the registers hold was saved when its owner left this CPU.
         unsafe { context.fpu.load() };
-        let left = stint(cpu, domain, vcpu, &mut context, start);
+        let left = stint(cpu, domain, vcpu, &mut context);
         // SAFETY: as above.
         unsafe { context.fpu.save() };
         left
@@ -239,7 +237,7 @@ fn away(cpu: &PerCpu, domain: &Domain, vcpu: &Arc<Vcpu>) -> PutBack {
         deadlines::set(vcpu, Kind::Poll, (*deadline_ns != 0 && domain.runnable()).then_some(*deadline_ns));
     }
     // Off the queue's record first: a waker that sees `BLOCKED` queues it, here or elsewhere.
-    cpu.queue.lock().put_back(PutBack::Away);
+    cpu.queue.lock().put_back(PutBack::Away, time::now_ns());
     let off = vcpu.state.compare_exchange(state::RUNNING, state::BLOCKED, SeqCst, SeqCst).is_ok();
     if off && domain.runnable() && vcpu.wait_over(domain) {
         wake(vcpu);
@@ -261,7 +259,7 @@ enum Left {
     Down,
 }
 
-fn stint(cpu: &'static PerCpu, domain: &Arc<Domain>, vcpu: &Arc<Vcpu>, context: &mut Context, start: u64) -> Left {
+fn stint(cpu: &'static PerCpu, domain: &Arc<Domain>, vcpu: &Arc<Vcpu>, context: &mut Context) -> Left {
     loop {
         deadlines::expire(cpu);
         if !domain.runnable() {
@@ -271,14 +269,13 @@ fn stint(cpu: &'static PerCpu, domain: &Arc<Domain>, vcpu: &Arc<Vcpu>, context: 
             return Left::Waits;
         }
         *vcpu.wait.lock() = Wait::No;
-        let (contended, preempted) = {
+        let (contended, preempted, slice_end) = {
             let queue = cpu.queue.lock();
-            (queue.contended(), queue.is_preempted())
+            (queue.contended(), queue.is_preempted(), queue.slice_end_ns())
         };
         if cpu.reschedule.swap(false, SeqCst) && preempted {
             return Left::Preempted;
         }
-        let slice_end = start + SLICE_NS;
         if contended && time::now_ns() >= slice_end {
             return Left::SliceOver;
         }

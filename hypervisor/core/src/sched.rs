@@ -12,6 +12,9 @@ use alloc::collections::VecDeque;
 /// Slices driver domains may have in a row while others wait.
 pub const DRIVER_BURST: u32 = 8;
 
+/// What a vCPU may run while others wait for its CPU, ns.
+pub const SLICE_NS: u64 = 5_000_000;
+
 /// A vCPU among all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VcpuKey {
@@ -33,7 +36,7 @@ pub enum Class {
 /// Where the vCPU that stops running goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PutBack {
-    /// It was preempted: it has slice left, so it is first of its class.
+    /// It was preempted: it has the rest of its slice as first of its class, or, with none left, is last.
     Front,
     /// Its slice is over, or it yielded: last of its class.
     Back,
@@ -49,12 +52,16 @@ pub struct RunQueue {
     /// With its class, and whether it was made runnable meanwhile.
     current: Option<(VcpuKey, Class, bool)>,
     burst: u32,
+    /// Of the one that runs, or ran last.
+    slice_end_ns: u64,
+    /// Of its slice, who was preempted last has this left. Only others than driver domains are.
+    rest: Option<(VcpuKey, u64)>,
 }
 
 impl RunQueue {
     /// Nothing runs or waits.
     pub const fn new() -> Self {
-        Self { driver: VecDeque::new(), other: VecDeque::new(), current: None, burst: 0 }
+        Self { driver: VecDeque::new(), other: VecDeque::new(), current: None, burst: 0, slice_end_ns: 0, rest: None }
     }
 
     /// Makes room for `vcpus`, so that no later operation allocates.
@@ -73,6 +80,11 @@ impl RunQueue {
     /// The vCPU that runs.
     pub fn current(&self) -> Option<VcpuKey> {
         self.current.map(|(key, ..)| key)
+    }
+
+    /// System time at which the one that runs has to let others have the CPU.
+    pub const fn slice_end_ns(&self) -> u64 {
+        self.slice_end_ns
     }
 
     /// Whether any vCPU waits for the CPU: if none does, a slice need not end.
@@ -100,24 +112,29 @@ impl RunQueue {
     }
 
     /// Takes the next vCPU to run. The one that ran was [put back](Self::put_back) before, else it goes to the back.
-    pub fn pick(&mut self) -> Option<VcpuKey> {
-        self.put_back(PutBack::Back);
+    pub fn pick(&mut self, now_ns: u64) -> Option<VcpuKey> {
+        self.put_back(PutBack::Back, now_ns);
         let yield_to_other = self.burst >= DRIVER_BURST && !self.other.is_empty();
         let class = if self.driver.is_empty() || yield_to_other { Class::Other } else { Class::Driver };
         let key = self.queue(class).pop_front()?;
         self.burst = if class == Class::Driver { self.burst.saturating_add(1) } else { 0 };
         self.current = Some((key, class, false));
+        let rest = if class == Class::Other { self.rest.take().filter(|(of, _)| *of == key) } else { None };
+        self.slice_end_ns = now_ns.saturating_add(rest.map_or(SLICE_NS, |(_, ns)| ns));
         Some(key)
     }
 
     /// The running vCPU stops running. One that was made runnable since it was picked does not get lost: a restart starts it anew while
     /// this CPU still lets go of its former life.
-    pub fn put_back(&mut self, to: PutBack) {
+    pub fn put_back(&mut self, to: PutBack, now_ns: u64) {
         if let Some((key, class, woken)) = self.current.take() {
             match to {
-                PutBack::Front => self.queue(class).push_front(key),
+                PutBack::Front if now_ns < self.slice_end_ns => {
+                    self.rest = Some((key, self.slice_end_ns.saturating_sub(now_ns)));
+                    self.queue(class).push_front(key);
+                }
                 PutBack::Away if !woken => {}
-                PutBack::Back | PutBack::Away => self.queue(class).push_back(key),
+                _ => self.queue(class).push_back(key),
             }
         }
     }
@@ -173,33 +190,33 @@ mod tests {
     fn a_driver_domain_preempts_others_and_goes_first() {
         let mut q = RunQueue::new();
         assert!(q.wake(key(3), Class::Other), "an idle CPU looks at once");
-        assert_eq!(q.pick(), Some(key(3)));
+        assert_eq!(q.pick(0), Some(key(3)));
         assert!(q.wake(key(4), Class::Other), "the slice of the one that runs must get an end");
         assert!(!q.wake(key(5), Class::Other));
         assert!(!q.is_preempted() && q.wake(key(1), Class::Driver) && q.is_preempted());
-        q.put_back(PutBack::Front);
-        assert_eq!(q.pick(), Some(key(1)));
+        q.put_back(PutBack::Front, 0);
+        assert_eq!(q.pick(0), Some(key(1)));
         assert!(!q.wake(key(2), Class::Driver), "drivers do not preempt each other");
-        q.put_back(PutBack::Away);
-        assert_eq!(q.pick(), Some(key(2)));
-        q.put_back(PutBack::Away);
-        assert_eq!(q.pick(), Some(key(3)), "the preempted one is first of its class");
-        assert_eq!(q.pick(), Some(key(4)));
-        assert_eq!(q.pick(), Some(key(5)));
-        assert_eq!(q.pick(), Some(key(3)), "round robin");
+        q.put_back(PutBack::Away, 0);
+        assert_eq!(q.pick(0), Some(key(2)));
+        q.put_back(PutBack::Away, 0);
+        assert_eq!(q.pick(0), Some(key(3)), "the preempted one is first of its class");
+        assert_eq!(q.pick(0), Some(key(4)));
+        assert_eq!(q.pick(0), Some(key(5)));
+        assert_eq!(q.pick(0), Some(key(3)), "round robin");
     }
 
     #[test]
     fn what_is_started_again_while_its_cpu_lets_go_of_it_is_not_lost() {
         let mut q = RunQueue::new();
         let _idle = q.wake(key(1), Class::Driver);
-        assert_eq!(q.pick(), Some(key(1)));
+        assert_eq!(q.pick(0), Some(key(1)));
         // The CPU has seen that it is down; another one starts it before this one says so.
         assert!(!q.wake(key(1), Class::Driver));
-        q.put_back(PutBack::Away);
-        assert_eq!(q.pick(), Some(key(1)));
-        q.put_back(PutBack::Away);
-        assert_eq!(q.pick(), None, "once");
+        q.put_back(PutBack::Away, 0);
+        assert_eq!(q.pick(0), Some(key(1)));
+        q.put_back(PutBack::Away, 0);
+        assert_eq!(q.pick(0), None, "once");
     }
 
     #[test]
@@ -207,8 +224,31 @@ mod tests {
         let mut q = RunQueue::new();
         let _idle = q.wake(key(1), Class::Driver);
         let _idle = q.wake(key(2), Class::Other);
-        let ran: Vec<_> = (0..3 * (DRIVER_BURST + 1)).filter_map(|_| q.pick()).collect();
+        let ran: Vec<_> = (0..3 * (DRIVER_BURST + 1)).filter_map(|_| q.pick(0)).collect();
         assert_eq!(ran.iter().filter(|k| **k == key(2)).count(), 3);
+    }
+
+    #[test]
+    fn one_that_is_preempted_again_and_again_does_not_keep_its_class_from_the_cpu() {
+        let mut q = RunQueue::new();
+        for n in [3, 4] {
+            let _look = q.wake(key(n), Class::Other);
+        }
+        let mut ran = [0; 5];
+        // A driver domain that wakes each ms and works as long, while nobody else ever waits for anything.
+        for now in (0..100).map(|n| n * 1_000_000) {
+            let others = q.pick(now).unwrap();
+            ran[usize::from(others.dom.0)] += 1;
+            assert!(q.wake(key(1), Class::Driver) && q.is_preempted());
+            let now = now + 500_000;
+            q.put_back(PutBack::Front, now);
+            assert_eq!(q.pick(now), Some(key(1)));
+            assert_eq!(q.slice_end_ns(), now + SLICE_NS);
+            q.put_back(PutBack::Away, now + 500_000);
+        }
+        assert_eq!(ran[3..], [50, 50], "half a ms at a time, ten of them a slice");
+        assert_eq!(q.pick(0), Some(key(3)));
+        assert_eq!(q.slice_end_ns(), SLICE_NS, "a new one");
     }
 
     #[test]
@@ -217,11 +257,11 @@ mod tests {
         for n in 1..=4 {
             let _look = q.wake(key(n), if n == 4 { Class::Driver } else { Class::Other });
         }
-        assert_eq!(q.pick(), Some(key(4)));
+        assert_eq!(q.pick(0), Some(key(4)));
         assert_eq!(q.give_away(|k| k != key(3)), Some((key(2), Class::Other)));
         assert_eq!(q.give_away(|k| k == key(4)), None, "what runs stays");
-        q.put_back(PutBack::Away);
-        assert_eq!((q.pick(), q.pick()), (Some(key(1)), Some(key(3))), "the order of the rest is kept");
+        q.put_back(PutBack::Away, 0);
+        assert_eq!((q.pick(0), q.pick(0)), (Some(key(1)), Some(key(3))), "the order of the rest is kept");
     }
 
     proptest! {
@@ -240,17 +280,17 @@ mod tests {
                     }
                     2 => {
                         woken = false;
-                        prop_assert_eq!(q.pick().is_none(), ready.is_empty());
+                        prop_assert_eq!(q.pick(0).is_none(), ready.is_empty());
                     }
                     3 => {
                         if let Some(k) = q.current().filter(|_| !std::mem::take(&mut woken)) {
                             ready.remove(&k.dom.0);
                         }
-                        q.put_back(PutBack::Away);
+                        q.put_back(PutBack::Away, 0);
                     }
                     _ => {
                         woken = false;
-                        q.put_back(PutBack::Front);
+                        q.put_back(PutBack::Front, 0);
                     }
                 }
                 let mut all: Vec<_> = q.driver.iter().chain(&q.other).copied().chain(q.current()).collect();
