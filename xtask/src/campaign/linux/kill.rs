@@ -16,12 +16,19 @@ const LOOK: Duration = Duration::from_secs(1);
 const CLOSING: Duration = Duration::from_secs(3);
 /// Longest wait for a death without more work, in case the command that made some has ended.
 const WORKED: Duration = Duration::from_secs(2);
-/// Work for both driver domains.
-const WORK: &str = "echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/xvda of=/dev/null bs=4k count=2000 2>/dev/null; ping -c 3 -i 0.1 10.0.2.2 >/dev/null; true";
+/// Longest wait for a death after some of [`work`].
+const TOLD: Duration = Duration::from_millis(300);
+/// How often work is made before the death has to come by itself.
+const TRIES: u32 = 10;
+/// Blocks of 4 KiB that are read to make work for the disk's driver, each time others: dropping the guest's caches instead would take
+/// a large tree's inodes from the command that reads it, and seconds.
+const BLOCKS: u64 = 500;
+/// Among so many, which the smallest drive has (1 GiB).
+const SPAN: u64 = (1 << 18) - BLOCKS;
 /// Its exit code, if it has.
 const LOOKING: &str = "cat /tmp/job.code 2>/dev/null; true";
-/// Longest wait for the guest's shell.
-const SHELL: Duration = Duration::from_secs(30);
+/// Longest wait for the guest's shell: a guest that unpacks a large tree on a busy host has other things to do.
+const SHELL: Duration = Duration::from_secs(120);
 
 /// Who dies, and how often.
 pub struct Kills<'a> {
@@ -53,6 +60,13 @@ pub struct Killed {
     pub seconds: f64,
     /// TCP resets on the wire while it was at work, until [`CLOSING`] before its end.
     pub resets: u64,
+}
+
+/// Work for both driver domains: reads blocks from `first` on, and sends. A packet that a death loses is waited for a second, not ten.
+fn work(first: u64) -> String {
+    format!(
+        "dd if=/dev/xvda of=/dev/null bs=4k skip={first} count={BLOCKS} 2>/dev/null; ping -c 1 -w 1 10.0.2.2 >/dev/null; true"
+    )
 }
 
 impl Kills<'_> {
@@ -124,8 +138,13 @@ impl Kills<'_> {
             orders.push((*victim, order, what));
         }
         for (_, order, _) in &orders {
-            if !order.died(&machine.control, WORKED) {
-                shell.run(machine, WORK, SHELL)?;
+            let mut patience = WORKED;
+            for _ in 0..TRIES {
+                if order.died(&machine.control, patience) {
+                    break;
+                }
+                shell.run(machine, &work(self.random.below(SPAN)), SHELL)?;
+                patience = TOLD;
             }
         }
         let wait = |(victim, order, what): (&str, _, String)| {
