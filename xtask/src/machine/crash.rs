@@ -22,6 +22,8 @@ const HISTORY: u32 = 16;
 /// Where a driver domain points its device for the crash kind `dma` unless its configuration says otherwise: a frame it does
 /// not own, neither as a machine address nor as one of its own.
 const DMA_TARGET: u64 = 0x1000_0000;
+/// The key of its configuration. Where the default is in a guest, that writes it itself, and a look at it says nothing.
+pub const DMA_TARGET_KEY: &str = "dma-target";
 
 /// The cause the hypervisor must give for a way to crash.
 pub fn expected_causes(how: &str) -> &'static [&'static str] {
@@ -71,7 +73,8 @@ pub struct Order {
     events: usize,
     lines: usize,
     refused: usize,
-    before: Option<Vec<u8>>,
+    /// The frame a stray device is pointed at, and what it held.
+    before: Option<(u64, Vec<u8>)>,
     from: Instant,
 }
 
@@ -147,7 +150,8 @@ impl Machine {
     pub fn order_crash(&mut self, dom: &str, how: &str, count: u32) -> Result<Order> {
         let (events, lines) = (self.control.event_count(), self.console.len());
         let refused = self.qemu.refused().len();
-        let before = if how == "dma" { Some(self.frame(DMA_TARGET)?) } else { None };
+        let target = self.dma_targets.get(dom).copied().unwrap_or(DMA_TARGET);
+        let before = if how == "dma" { Some((target, self.frame(target)?)) } else { None };
         let from = Instant::now();
         self.ask(&json!({ "cmd": "crash", "dom": dom, "how": how, "count": count }))?;
         Ok(Order { dom: dom.to_string(), how: how.to_string(), events, lines, refused, before, from })
@@ -185,18 +189,18 @@ impl Machine {
         let deaths: Vec<Death> = serde_json::from_value(history["history"].clone()).context("history of control")?;
         let this = |d: &Death| d.dom == dom && died["time_us"] == d.time_us;
         let death = deaths.into_iter().find(this).context("the history lacks the crash")?;
-        if let Some(before) = before {
+        if let Some((target, before)) = before {
             let traced = self.qemu.refused().split_off(refused);
             let address = |a: &String| u64::from_str_radix(a.trim_start_matches("0x"), 16).ok();
             // Commands that were in flight may be refused as well.
-            let watched = traced.iter().filter_map(address).any(|at| at & !(FRAME - 1) == DMA_TARGET);
+            let watched = traced.iter().filter_map(address).any(|at| at & !(FRAME - 1) == *target);
             ensure!(
                 watched || traced.is_empty() || !as_ordered,
-                "the device was pointed at {}, not at the frame {DMA_TARGET:#x} that is watched",
+                "the device was pointed at {}, not at the frame {target:#x} that is watched",
                 traced.join(", ")
             );
-            let same = self.frame(DMA_TARGET)? == *before;
-            ensure!(same, "the machine frame at {DMA_TARGET:#x}, which is not `{dom}`'s, was changed by its device");
+            let same = self.frame(*target)? == *before;
+            ensure!(same, "the machine frame at {target:#x}, which is not `{dom}`'s, was changed by its device");
         }
         let iommu =
             if how == "dma" && as_ordered { Some(self.iommu_line(lines, refused, &died["detail"])?) } else { None };

@@ -16,7 +16,7 @@ pub mod standing;
 use crate::drive::Drives;
 use crate::hostnet::{self, Guest, Host};
 use crate::image::Built;
-use crate::manifest::System;
+use crate::manifest::{Domain, System};
 use crate::{paths, setup};
 use anyhow::{Context, Result, anyhow, bail};
 use console::{Console, Line};
@@ -24,6 +24,7 @@ use control::Control;
 use monitor::Monitor;
 use qemu::Qemu;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -82,6 +83,8 @@ pub struct Machine {
     pub drives: Arc<Drives>,
     /// The emulator was started.
     pub started: Instant,
+    /// Where domains point their devices for the crash kind `dma`, where their configuration says so.
+    dma_targets: BTreeMap<String, u64>,
     folder: PathBuf,
     public: bool,
 }
@@ -153,8 +156,21 @@ impl Machine {
         let monitor = Monitor::start(monitor, folder.join("frame"))?;
         let console = Console::start(com1, show)?;
         let control = Control::start(com2)?;
-        let machine =
-            Self { qemu, console, control, monitor, host, guests, drives, started, folder, public: options.public };
+        let target = |d: &Domain| Some((d.name.clone(), d.config.get(crash::DMA_TARGET_KEY)?.parse().ok()?));
+        let dma_targets = system.domains.iter().filter_map(target).collect();
+        let machine = Self {
+            qemu,
+            console,
+            control,
+            monitor,
+            host,
+            guests,
+            drives,
+            started,
+            dma_targets,
+            folder,
+            public: options.public,
+        };
         if options.public {
             machine.publish(options)?;
         }
