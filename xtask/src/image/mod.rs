@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use bundle::Parts;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `build`.
 #[derive(clap::Args, Default)]
@@ -127,6 +127,15 @@ pub fn system(system: &System, name: &str) -> Result<Built> {
 /// # Errors
 /// As [`system`].
 pub fn pack(system: &System, name: &str) -> Result<Built> {
+    let stem = Path::new(name).file_stem().map_or("system".into(), |s| s.to_string_lossy());
+    pack_as(system, paths::output().join(format!("{stem}.bundle")))
+}
+
+/// As [`pack`], with the bundle's path: for a run that removes it, where others of its name may go on at the same time.
+///
+/// # Errors
+/// As [`system`].
+pub fn pack_as(system: &System, bundle: PathBuf) -> Result<Built> {
     let mut parts = Parts { images: flatten_all(load_all(system.images())?)?, ..Parts::default() };
     for (domain, linux) in system.domains.iter().filter_map(|d| Some((d, d.linux.as_ref()?))) {
         let guest = || format!("domain `{}`", domain.name);
@@ -141,8 +150,6 @@ pub fn pack(system: &System, name: &str) -> Result<Built> {
     }
     let bytes = bundle::compose(system, &parts)?;
     check::bundle(system, bytes.len() as u64)?;
-    let stem = std::path::Path::new(name).file_stem().map_or("system".into(), |s| s.to_string_lossy());
-    let bundle = paths::output().join(format!("{stem}.bundle"));
     once::write(&bundle, &bytes)?;
     let weights = parts.images.values().map(|(image, flat)| weigh(image, flat)).collect::<Result<_>>()?;
     Ok(Built { hypervisor: paths::executable("hypervisor"), bundle, weights })

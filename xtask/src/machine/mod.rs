@@ -153,7 +153,7 @@ impl Machine {
         }
         let lines = <[UnixStream; 3]>::try_from(lines);
         let [com1, com2, monitor] = lines.map_err(|_| anyhow!("two serial lines and a monitor expected"))?;
-        let monitor = Monitor::start(monitor, folder.join("frame"))?;
+        let monitor = Monitor::start(monitor, folder.join("frame")).map_err(|error| qemu.failed(&error))?;
         let console = Console::start(com1, show)?;
         let control = Control::start(com2)?;
         let target = |d: &Domain| Some((d.name.clone(), d.config.get(crash::DMA_TARGET_KEY)?.parse().ok()?));
@@ -400,11 +400,8 @@ fn accept(listener: &UnixListener, qemu: &mut Qemu) -> Result<UnixStream> {
             Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => return Err(error).context("serial line"),
             Err(_) => {}
         }
-        if let Some(status) = qemu.ended()? {
-            bail!("QEMU ended at once with {status}:\n{}\nit was started as: {}", qemu.complaint(), qemu.line);
-        }
-        if Instant::now() > deadline {
-            bail!("QEMU did not connect to its serial line within 20 s:\n{}", qemu.complaint());
+        if qemu.ended()?.is_some() || Instant::now() > deadline {
+            return Err(qemu.failed(&anyhow!("QEMU did not connect to its serial lines and monitor")));
         }
         std::thread::sleep(Duration::from_millis(2));
     }

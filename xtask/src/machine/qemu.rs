@@ -5,11 +5,11 @@ use crate::drive::Drives;
 use crate::manifest::Machine;
 use crate::manifest::disk::{Cache, Model};
 use crate::setup;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What the sockets are called in a run's folder.
 pub const COM1: &str = "com1";
@@ -154,6 +154,9 @@ pub fn die_with_us(command: &mut Command) {
     }
 }
 
+/// How long an emulator whose sockets are closed may take to end.
+const ENDING: Duration = Duration::from_secs(2);
+
 /// A running emulator; it is killed when this is dropped, and by the kernel should we die.
 pub struct Qemu {
     child: Child,
@@ -202,6 +205,21 @@ impl Qemu {
         Ok(self.child.try_wait()?)
     }
 
+    /// An error of the start, with how QEMU ended and what it said: whatever of it fails first, a socket is closed because QEMU ends.
+    pub fn failed(&mut self, error: &anyhow::Error) -> anyhow::Error {
+        let deadline = Instant::now() + ENDING;
+        let end = loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => break format!("QEMU ended with {status}"),
+                Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
+                _ => break "QEMU runs still".to_string(),
+            }
+        };
+        let complaint = self.complaint();
+        let said = if complaint.is_empty() { "it said nothing" } else { &complaint };
+        anyhow!("{error:#}; {end}:\n{said}\nit was started as: {}", self.line)
+    }
+
     /// What QEMU itself complained about; its warnings of CPU features that TCG lacks are no complaint.
     pub fn complaint(&self) -> String {
         let text = std::fs::read_to_string(&self.stderr).unwrap_or_default();
@@ -248,6 +266,20 @@ pub fn guest_code(status: ExitStatus) -> Option<u32> {
 mod tests {
     use super::*;
     use crate::manifest::{System, tests::SYSTEM};
+
+    #[test]
+    fn a_start_that_failed_is_told_with_the_emulators_own_words() {
+        let stderr = std::env::temp_dir().join(format!("xenolith-qemu-{}.log", std::process::id()));
+        let log = std::fs::File::create(&stderr).unwrap();
+        let words = "sleep 0.1; echo 'qemu: error reading initrd' >&2; exit 1";
+        let child = Command::new("sh").args(["-c", words]).stderr(log).spawn().unwrap();
+        let mut qemu = Qemu { child, line: "qemu -initrd gone".into(), stderr: stderr.clone() };
+        let text = qemu.failed(&anyhow!("connection reset")).to_string();
+        std::fs::remove_file(stderr).unwrap();
+        for part in ["connection reset; ", "exit status: 1", "error reading initrd", "started as: qemu -initrd gone"] {
+            assert!(text.contains(part), "`{part}` is missing in {text}");
+        }
+    }
 
     #[test]
     fn the_command_line_names_every_device_and_socket() {

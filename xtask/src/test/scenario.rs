@@ -16,7 +16,7 @@ use crate::{cargo, paths};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -95,6 +95,16 @@ enum Damage {
     Flip(i64),
 }
 
+/// The folder of one run's bundle, which goes with it. Were it named after the scenario alone, a run would take the bundle away from
+/// another of the same scenario whose emulator has not read it yet.
+struct Private(PathBuf);
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 /// Reads all scenarios of a folder whose name contains `filter`.
 ///
 /// # Errors
@@ -164,7 +174,8 @@ impl Scenario {
         if self.spec.lives.is_some() {
             lives::configure(&mut system)?;
         }
-        let built = self.damaged(image::pack(&system, &format!("test-{}", self.name))?)?;
+        let private = Private(machine::folder("test")?);
+        let built = self.damaged(image::pack_as(&system, private.0.join("test.bundle"))?)?;
         // What is fetched or made once for all runs is no part of this one's time.
         let drives = Some(Arc::new(Drives::open(&system)?));
         let deadline = Instant::now() + self.spec.deadline.0;
@@ -175,7 +186,7 @@ impl Scenario {
             }
         };
         let mut machine = Machine::start(&system, &built, &options, machine::reserve(0)?, show)?;
-        let result = match (self.spec.kills, self.spec.lives) {
+        match (self.spec.kills, self.spec.lives) {
             (Some(kills), _) => self.kill(machine, &system, kills),
             (_, Some(lives)) => {
                 let console = machine.console.clone();
@@ -183,9 +194,7 @@ impl Scenario {
                 result.map_err(|error| anyhow!("{error:#}; the console's end:\n{}", console.tail(12)))
             }
             _ => self.judge(&mut machine, &system, deadline),
-        };
-        let _ = std::fs::remove_file(&built.bundle);
-        result
+        }
     }
 
     /// The driver without our hypervisor, on the same drives.
@@ -293,7 +302,7 @@ impl Scenario {
         (!expected).then(|| anyhow!("forbidden (`{bad}`): {line}"))
     }
 
-    fn damaged(&self, mut built: Built) -> Result<Built> {
+    fn damaged(&self, built: Built) -> Result<Built> {
         let Some(damage) = self.spec.damage else { return Ok(built) };
         let mut bytes = std::fs::read(&built.bundle)?;
         match damage {
@@ -305,9 +314,7 @@ impl Scenario {
                 *byte = !*byte;
             }
         }
-        // Under another name: a run of the same scenario beside this one writes the sound bundle at any time.
-        built.bundle.set_extension("damaged.bundle");
-        crate::once::write(&built.bundle, &bytes)?;
+        std::fs::write(&built.bundle, &bytes)?;
         Ok(built)
     }
 }
