@@ -3,10 +3,11 @@
 
 use super::frame;
 use super::stream::Link;
+use super::trace::Trace;
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
-use smoltcp::time::Instant;
 use smoltcp::wire::EthernetAddress;
 use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
 
 /// Frames counted on the wire, both ways.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -19,9 +20,9 @@ pub struct Counts {
     pub bytes_in: u64,
     /// To the machine.
     pub bytes_out: u64,
-    /// TCP segments with RST from the machine.
+    /// TCP connections that a segment with RST from the machine ended before both ends had closed them.
     pub resets_in: u64,
-    /// TCP segments with RST to the machine.
+    /// TCP connections that one to the machine ended.
     pub resets_out: u64,
 }
 
@@ -34,6 +35,8 @@ pub struct Wire {
     pub incoming: VecDeque<Vec<u8>>,
     /// What went over it.
     pub counts: Counts,
+    /// The last segments of each connection.
+    pub trace: Trace,
     learned: HashMap<EthernetAddress, usize>,
     /// Another host on the wire.
     pub other: Option<Link>,
@@ -44,7 +47,9 @@ impl Wire {
     pub fn note(&mut self, link: usize, bytes: &[u8]) {
         self.counts.frames_in += 1;
         self.counts.bytes_in += bytes.len() as u64;
-        self.counts.resets_in += u64::from(frame::inspect(bytes) == frame::Kind::Tcp { reset: true });
+        if let frame::Kind::Tcp(segment) = frame::inspect(bytes) {
+            self.counts.resets_in += u64::from(self.trace.note(&segment, Instant::now()));
+        }
         if let Some(source) = frame::source(bytes).filter(EthernetAddress::is_unicast) {
             self.learned.insert(source, link);
         }
@@ -65,7 +70,9 @@ impl Wire {
     pub fn send(&mut self, bytes: &[u8]) {
         self.counts.frames_out += 1;
         self.counts.bytes_out += bytes.len() as u64;
-        self.counts.resets_out += u64::from(frame::inspect(bytes) == frame::Kind::Tcp { reset: true });
+        if let frame::Kind::Tcp(segment) = frame::inspect(bytes) {
+            self.counts.resets_out += u64::from(self.trace.note(&segment, Instant::now()));
+        }
         let place = frame::destination(bytes).and_then(|mac| self.learned.get(&mac)).copied();
         for (i, link) in self.links.iter_mut().enumerate() {
             if place.is_none_or(|p| p == i) {
@@ -103,11 +110,11 @@ impl Device for Wire {
     type RxToken<'a> = Received;
     type TxToken<'a> = Sender<'a>;
 
-    fn receive(&mut self, _: Instant) -> Option<(Received, Sender<'_>)> {
+    fn receive(&mut self, _: smoltcp::time::Instant) -> Option<(Received, Sender<'_>)> {
         let frame = self.incoming.pop_front()?;
         Some((Received(frame), Sender(self)))
     }
-    fn transmit(&mut self, _: Instant) -> Option<Sender<'_>> {
+    fn transmit(&mut self, _: smoltcp::time::Instant) -> Option<Sender<'_>> {
         self.room().then_some(Sender(self))
     }
     fn capabilities(&self) -> DeviceCapabilities {

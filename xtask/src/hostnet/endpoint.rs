@@ -130,7 +130,7 @@ impl Endpoint {
             self.shuffle();
             self.iface.poll(now, &mut self.wire, &mut self.sockets);
             self.flush();
-            self.lock().counts = self.wire.counts;
+            self.report();
             self.sleep()?;
         }
     }
@@ -139,6 +139,13 @@ impl Endpoint {
     fn now(&self) -> smoltcp::time::Instant {
         let micros = self.start.elapsed().as_micros() * u128::from(PACE);
         smoltcp::time::Instant::from_micros(i64::try_from(micros).unwrap_or(i64::MAX))
+    }
+
+    fn report(&mut self) {
+        let resets = self.wire.trace.resets();
+        let mut state = self.lock();
+        state.counts = self.wire.counts;
+        state.resets.extend(resets);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {

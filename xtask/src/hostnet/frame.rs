@@ -3,8 +3,8 @@
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, Icmpv4Packet, Icmpv4Repr, Icmpv6Message,
-    Icmpv6Packet, IpProtocol, Ipv4Address, Ipv4Packet, Ipv4Repr, Ipv6Address, Ipv6Packet, TcpPacket, UdpPacket,
-    UdpRepr,
+    Icmpv6Packet, IpAddress, IpEndpoint, IpProtocol, Ipv4Address, Ipv4Packet, Ipv4Repr, Ipv6Address, Ipv6Packet,
+    TcpPacket, TcpSeqNumber, UdpPacket, UdpRepr,
 };
 
 /// Address of the endpoint: Ethernet.
@@ -59,6 +59,46 @@ pub fn echo(target: Target, ident: u16, seq_no: u16, data: &[u8]) -> Vec<u8> {
     })
 }
 
+/// The header of a TCP segment (RFC 9293, 3.1), as far as it tells what became of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Sender.
+    pub from: IpEndpoint,
+    /// Receiver.
+    pub to: IpEndpoint,
+    /// Number of its first byte.
+    pub seq: TcpSeqNumber,
+    /// Number of the byte it expects, if ACK is set.
+    pub ack: Option<TcpSeqNumber>,
+    /// SYN is set.
+    pub syn: bool,
+    /// FIN is set.
+    pub fin: bool,
+    /// RST is set.
+    pub rst: bool,
+    /// As sent, not scaled.
+    pub window: u16,
+    /// Bytes of its payload.
+    pub len: usize,
+}
+
+impl Segment {
+    fn of(bytes: &[u8], from: IpAddress, to: IpAddress) -> Option<Self> {
+        let packet = TcpPacket::new_checked(bytes).ok()?;
+        Some(Self {
+            from: IpEndpoint::new(from, packet.src_port()),
+            to: IpEndpoint::new(to, packet.dst_port()),
+            seq: packet.seq_number(),
+            ack: packet.ack().then(|| packet.ack_number()),
+            syn: packet.syn(),
+            fin: packet.fin(),
+            rst: packet.rst(),
+            window: packet.window_len(),
+            len: packet.payload().len(),
+        })
+    }
+}
+
 /// What the endpoint wants to know of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind<'a> {
@@ -79,10 +119,7 @@ pub enum Kind<'a> {
     /// A datagram to a DHCP server.
     Dhcp(&'a [u8]),
     /// A TCP segment, v4 or v6.
-    Tcp {
-        /// RST is set.
-        reset: bool,
-    },
+    Tcp(Segment),
     /// Anything else, for the stack.
     Other,
 }
@@ -99,7 +136,9 @@ fn look(bytes: &[u8]) -> Option<Kind<'_>> {
             let packet = Ipv4Packet::new_checked(frame.payload()).ok()?;
             let payload = packet.payload();
             match packet.next_header() {
-                IpProtocol::Tcp => Some(Kind::Tcp { reset: TcpPacket::new_checked(payload).ok()?.rst() }),
+                IpProtocol::Tcp => {
+                    Segment::of(payload, packet.src_addr().into(), packet.dst_addr().into()).map(Kind::Tcp)
+                }
                 IpProtocol::Udp => {
                     let datagram = UdpPacket::new_checked(payload).ok()?;
                     (datagram.dst_port() == 67).then(|| Kind::Dhcp(datagram.payload()))
@@ -119,7 +158,9 @@ fn look(bytes: &[u8]) -> Option<Kind<'_>> {
         EthernetProtocol::Ipv6 => {
             let packet = Ipv6Packet::new_checked(frame.payload()).ok()?;
             match packet.next_header() {
-                IpProtocol::Tcp => Some(Kind::Tcp { reset: TcpPacket::new_checked(packet.payload()).ok()?.rst() }),
+                IpProtocol::Tcp => {
+                    Segment::of(packet.payload(), packet.src_addr().into(), packet.dst_addr().into()).map(Kind::Tcp)
+                }
                 IpProtocol::Icmpv6 if packet.dst_addr() == super::router::HOST_IP => {
                     let message = Icmpv6Packet::new_checked(packet.payload()).ok()?;
                     let valid = message.verify_checksum(&packet.src_addr(), &packet.dst_addr());
@@ -168,17 +209,27 @@ mod tests {
     }
 
     #[test]
-    fn only_a_set_rst_is_a_reset() {
+    fn a_segment_is_what_its_header_says() {
         let segment = |flags: u8| {
-            let mut bytes = ipv4(GUEST, IpProtocol::Tcp, 20, |tcp| {
-                tcp[12] = 5 << 4;
-                tcp[13] = flags;
-            });
-            bytes.truncate(14 + 40);
-            bytes
+            ipv4(GUEST, IpProtocol::Tcp, 23, |tcp| {
+                tcp[..20].copy_from_slice(&[0, 80, 192, 1, 0, 0, 0, 5, 0, 0, 1, 0, 5 << 4, flags, 2, 0, 0, 0, 0, 0]);
+            })
         };
-        assert_eq!(inspect(&segment(0x10)), Kind::Tcp { reset: false });
-        assert_eq!(inspect(&segment(0x14)), Kind::Tcp { reset: true });
+        let header = Segment {
+            from: IpEndpoint::new(HOST_IP.into(), 80),
+            to: IpEndpoint::new(GUEST.ip.into(), 0xc001),
+            seq: TcpSeqNumber(5),
+            ack: Some(TcpSeqNumber(256)),
+            syn: false,
+            fin: false,
+            rst: false,
+            window: 512,
+            len: 3,
+        };
+        assert_eq!(inspect(&segment(0x10)), Kind::Tcp(header));
+        assert_eq!(inspect(&segment(0x14)), Kind::Tcp(Segment { rst: true, ..header }));
+        assert_eq!(inspect(&segment(0x11)), Kind::Tcp(Segment { fin: true, ..header }));
+        assert_eq!(inspect(&segment(0x02)), Kind::Tcp(Segment { syn: true, ack: None, ..header }));
         assert_eq!(inspect(&segment(0x14)[..40]), Kind::Other);
     }
 }

@@ -13,6 +13,7 @@ pub mod probe;
 mod proxy;
 mod router;
 mod stream;
+mod trace;
 
 #[cfg(test)]
 mod tests;
@@ -70,6 +71,8 @@ enum Order {
 /// What it tells.
 struct State {
     counts: Counts,
+    /// What went before resets.
+    resets: Vec<String>,
     /// When each guest got its address.
     up: Vec<Option<Instant>>,
     /// Which guests answered over IPv6.
@@ -113,6 +116,7 @@ impl Host {
         woken.set_nonblocking(true)?;
         let state = State {
             counts: Counts::default(),
+            resets: Vec::new(),
             up: vec![None; guests.len()],
             answered6: vec![false; guests.len()],
             probes: vec![probe::Log::default(); guests.len()],
@@ -163,6 +167,11 @@ impl Host {
     /// What went over the wire up to now.
     pub fn counts(&self) -> Counts {
         self.lock().counts
+    }
+
+    /// What went over the connections of the first resets up to them, one segment a line: their cause.
+    pub fn resets(&self) -> String {
+        self.lock().resets.concat()
     }
 
     /// When a guest got its address.

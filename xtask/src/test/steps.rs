@@ -296,15 +296,18 @@ impl<'a> State<'a> {
         let (load, size) = self.load.take().context("no `load` step went before")?;
         load.wind_down();
         machine.wait_for("end of the transfers", patience, |_| load.ended().then_some(()))?;
-        let totals = load.finish()?;
+        let ended = load.finish();
         let counts = machine.host.counts();
-        ensure!(totals.hash_ok(), "a SHA-256 is wrong");
-        ensure!(
-            counts.resets_in + counts.resets_out == 0,
-            "{} TCP resets from the guest, {} to it",
+        let resets = counts.resets_in + counts.resets_out;
+        let told = format!(
+            "{} TCP resets from the guest, {} to it; up to the first:\n{}",
             counts.resets_in,
-            counts.resets_out
+            counts.resets_out,
+            machine.host.resets()
         );
+        let totals = ended.map_err(|error| if resets == 0 { error } else { error.context(told.clone()) })?;
+        ensure!(totals.hash_ok(), "a SHA-256 is wrong");
+        ensure!(resets == 0, told);
         for direction in [Direction::Down, Direction::Up] {
             ensure!(totals.bytes(direction) >= size.0, "{} bytes {direction:?} of {size}", totals.bytes(direction));
         }
