@@ -58,18 +58,17 @@ impl Default for Connection {
 }
 
 impl Connection {
-    /// Does what can be done now. The socket listens again on `port` once its connection is over.
+    /// Does what can be done now. The socket listens again on `port` once its connection is over; in TIME-WAIT it is not: the peer
+    /// may have missed our last acknowledgement, and would get a reset for the FIN it then sends again.
     pub fn poll(&mut self, socket: &mut Socket<'_>, port: u16, site: &mut impl Site) -> Moved {
         let mut moved = Moved::default();
-        if !socket.is_open() {
-            *self = Self::default();
-            if let Err(e) = socket.listen(port) {
-                log::error!("http: cannot listen on port {port}: {e}");
+        match socket.state() {
+            TcpState::Closed => {
+                self.listen(socket, port);
+                return moved;
             }
-            return moved;
-        }
-        if socket.state() == TcpState::Listen {
-            return moved;
+            TcpState::Listen | TcpState::TimeWait => return moved,
+            _ => {}
         }
         while self.step(socket, site, &mut moved) {}
         // The peer has finished and so have we.
@@ -80,6 +79,14 @@ impl Connection {
             socket.close();
         }
         moved
+    }
+
+    /// Lets a socket listen whose connection is over, or in TIME-WAIT, of which nothing is left then.
+    pub fn listen(&mut self, socket: &mut Socket<'_>, port: u16) {
+        *self = Self::default();
+        if let Err(e) = socket.listen(port) {
+            log::error!("http: cannot listen on port {port}: {e}");
+        }
     }
 
     /// One step; true when another may make progress.

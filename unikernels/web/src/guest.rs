@@ -56,7 +56,8 @@ pub fn run() {
     loop {
         for _ in 0..ROUNDS {
             netfront.take_event();
-            let moved = net.poll(&mut netfront, &mut sockets, smoltcp_now());
+            let look = |sockets: &mut _| server.drop_repeated(sockets);
+            let moved = net.poll(&mut netfront, &mut sockets, smoltcp_now(), look);
             let served = server.poll(&mut sockets, &mut site);
             netfront.flush();
             if !moved && !served {

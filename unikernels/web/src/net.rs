@@ -43,22 +43,28 @@ impl Net {
         Self { interface, dhcp }
     }
 
-    /// Moves packets and takes up what DHCP says; true if anything changed.
+    /// Moves packets and takes up what DHCP says; true if anything changed. `look` sees the sockets after each packet received.
     pub fn poll(
         &mut self,
         device: &mut (impl Device + ?Sized),
         sockets: &mut SocketSet<'static>,
         now: Instant,
+        mut look: impl FnMut(&mut SocketSet<'static>),
     ) -> bool {
         let mut moved = false;
-        // What comes in one go with DHCP's last word is for the new address already: a request for it that is not answered is sent
-        // again only after a second.
-        while self.interface.ipv4_addr().is_none()
-            && self.interface.poll_ingress_single(now, device, sockets) != PollIngressSingleResult::None
-        {
-            moved |= self.follow_dhcp(sockets);
+        self.interface.poll_maintenance(now);
+        while self.interface.poll_ingress_single(now, device, sockets) != PollIngressSingleResult::None {
+            moved = true;
+            look(sockets);
+            // What comes in one go with DHCP's last word is for the new address already: a request for it that is not answered is
+            // sent again only after a second.
+            if self.interface.ipv4_addr().is_none() {
+                self.follow_dhcp(sockets);
+            }
         }
-        moved |= self.interface.poll(now, device, sockets) == PollResult::SocketStateChanged;
+        while self.interface.poll_egress(now, device, sockets) == PollResult::SocketStateChanged {
+            moved = true;
+        }
         moved | self.follow_dhcp(sockets)
     }
 

@@ -1,13 +1,14 @@
-//! The server against a client over smoltcp's loopback device: what a browser and curl see.
+//! The server against a client over a wire that may lose frames: what a browser and curl see.
 
 use sha2::{Digest, Sha256};
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Loopback, Medium};
-use smoltcp::socket::tcp::{Socket, SocketBuffer};
+use smoltcp::iface::{SocketHandle, SocketSet};
+use smoltcp::phy::{Device, DeviceCapabilities, Loopback, Medium, RxToken, TxToken};
+use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
+use smoltcp::wire::{EthernetFrame, IpAddress, IpCidr, Ipv4Packet, TcpPacket};
 use web::connection::Moved;
 use web::http::Refusal;
+use web::net::Net;
 use web::server::{Server, Site};
 
 struct FakeSite {
@@ -32,9 +33,75 @@ impl Site for FakeSite {
     }
 }
 
+/// Whether a segment is lost.
+type Loses = Box<dyn FnMut(&TcpPacket<&[u8]>) -> bool>;
+
+/// The loopback device with a look at each segment.
+struct Wire {
+    inner: Loopback,
+    loses: Loses,
+    /// Segments with RST so far.
+    resets: usize,
+    /// The last frame with a SYN to the server.
+    syn: Vec<u8>,
+}
+
+impl Wire {
+    /// Sends that once more.
+    fn repeat_syn(&mut self) {
+        let token = self.inner.transmit(Instant::ZERO).unwrap();
+        token.consume(self.syn.len(), |out| out.copy_from_slice(&self.syn));
+    }
+}
+
+struct Sender<'a>(&'a mut Wire);
+
+impl TxToken for Sender<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let mut bytes = vec![0; len];
+        let result = f(&mut bytes);
+        let frame = EthernetFrame::new_checked(bytes.as_slice()).unwrap();
+        let packet = Ipv4Packet::new_checked(frame.payload());
+        let segment = packet.as_ref().ok().and_then(|packet| TcpPacket::new_checked(packet.payload()).ok());
+        self.0.resets += usize::from(segment.as_ref().is_some_and(|segment| segment.rst()));
+        if segment.as_ref().is_some_and(|segment| segment.syn() && segment.dst_port() == 80) {
+            self.0.syn.clone_from(&bytes);
+        }
+        if !segment.as_ref().is_some_and(|segment| (self.0.loses)(segment)) {
+            let token = self.0.inner.transmit(Instant::ZERO).unwrap();
+            token.consume(len, |out| out.copy_from_slice(&bytes));
+        }
+        result
+    }
+}
+
+struct Received(Vec<u8>);
+
+impl RxToken for Received {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(&self.0)
+    }
+}
+
+impl Device for Wire {
+    type RxToken<'a> = Received;
+    type TxToken<'a> = Sender<'a>;
+
+    fn receive(&mut self, now: Instant) -> Option<(Received, Sender<'_>)> {
+        let bytes = self.inner.receive(now)?.0.consume(<[u8]>::to_vec);
+        Some((Received(bytes), Sender(self)))
+    }
+    fn transmit(&mut self, _: Instant) -> Option<Sender<'_>> {
+        Some(Sender(self))
+    }
+    fn capabilities(&self) -> DeviceCapabilities {
+        self.inner.capabilities()
+    }
+}
+
 struct World {
-    device: Loopback,
-    interface: Interface,
+    device: Wire,
+    net: Net,
     sockets: SocketSet<'static>,
     server: Server,
     site: FakeSite,
@@ -44,26 +111,50 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let mut device = Loopback::new(Medium::Ethernet);
-        let mut config = Config::new(EthernetAddress([2, 0, 0, 0, 0, 1]).into());
-        config.random_seed = 1;
-        let mut interface = Interface::new(config, &mut device, Instant::ZERO);
-        interface.update_ip_addrs(|a| a.push(IpCidr::new(IpAddress::v4(127, 0, 0, 1), 8)).unwrap());
+        let mut device =
+            Wire { inner: Loopback::new(Medium::Ethernet), loses: Box::new(|_| false), resets: 0, syn: vec![] };
         let mut sockets = SocketSet::new(vec![]);
+        let net = Net::new(&mut device, &mut sockets, [2, 0, 0, 0, 0, 1], 1, Instant::ZERO);
         let server = Server::new(&mut sockets, 80, 2, 16 * 1024);
         let buffer = || SocketBuffer::new(vec![0u8; 16 * 1024]);
         let client = sockets.add(Socket::new(buffer(), buffer()));
         let site = FakeSite { moved: (0, 0), crashed: vec![] };
-        let mut world = Self { device, interface, sockets, server, site, client, ms: 0 };
+        let mut world = Self { device, net, sockets, server, site, client, ms: 0 };
+        // Takes the first word of the DHCP client, that it has no lease.
         world.poll();
-        let remote = (IpAddress::v4(127, 0, 0, 1), 80);
-        world.sockets.get_mut::<Socket>(client).connect(world.interface.context(), remote, 50_000).unwrap();
+        world.net.interface.update_ip_addrs(|a| a.push(IpCidr::new(IpAddress::v4(127, 0, 0, 1), 8)).unwrap());
+        world.connect(50_000);
         world
+    }
+
+    fn connect(&mut self, port: u16) {
+        self.connect_from(port, self.client);
+    }
+
+    fn connect_from(&mut self, port: u16, client: SocketHandle) {
+        let remote = (IpAddress::v4(127, 0, 0, 1), 80);
+        self.sockets.get_mut::<Socket>(client).connect(self.net.interface.context(), remote, port).unwrap();
+    }
+
+    fn client(&mut self) -> &mut Socket<'static> {
+        self.sockets.get_mut(self.client)
+    }
+
+    /// Polls until the client is in a state.
+    fn client_comes_to(&mut self, state: State) {
+        for _ in 0..20_000 {
+            if self.client().state() == state {
+                return;
+            }
+            self.poll();
+        }
+        panic!("the client stays in {}", self.client().state());
     }
 
     fn poll(&mut self) {
         self.ms += 1;
-        self.interface.poll(Instant::from_millis(self.ms), &mut self.device, &mut self.sockets);
+        let look = |sockets: &mut _| self.server.drop_repeated(sockets);
+        self.net.poll(&mut self.device, &mut self.sockets, Instant::from_millis(self.ms), look);
         self.server.poll(&mut self.sockets, &mut self.site);
     }
 
@@ -188,19 +279,85 @@ fn bad_requests_get_their_status_and_the_server_lives() {
     assert!(got.starts_with(b"HTTP/1.1 431 "));
 }
 
+/// One request on a connection that the server closes first and the client after it, up to the client's FIN.
+fn one_request(w: &mut World) {
+    let (head, _) = w.request("GET /status.json HTTP/1.1\r\nConnection: close\r\n\r\n");
+    assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("Connection: close"), "{head}");
+    w.client_comes_to(State::CloseWait);
+    w.client().close();
+}
+
 #[test]
 fn every_connection_can_be_used_again() {
     let mut w = World::new();
-    for round in 0..6u16 {
-        let (head, _) = w.request("GET /status.json HTTP/1.1\r\nConnection: close\r\n\r\n");
-        assert!(head.contains("Connection: close"));
-        for _ in 0..15_000 {
+    for round in 1..20 {
+        one_request(&mut w);
+        w.client_comes_to(State::Closed);
+        w.connect(50_000 + round);
+    }
+    one_request(&mut w);
+    assert_eq!(w.device.resets, 0);
+}
+
+#[test]
+fn the_fin_of_a_client_that_missed_the_last_acknowledgement_is_acknowledged_again() {
+    let mut w = World::new();
+    one_request(&mut w);
+    let mut lost = false;
+    w.device.loses = Box::new(move |segment| segment.src_port() == 80 && !std::mem::replace(&mut lost, true));
+    w.client_comes_to(State::Closed);
+    assert!(w.ms > 1000, "its FIN was never sent again");
+    assert_eq!(w.device.resets, 0);
+}
+
+/// A second client that connects from its port while the first one has the server's first socket.
+fn second_client(w: &mut World) -> SocketHandle {
+    w.client_comes_to(State::Established);
+    let buffer = || SocketBuffer::new(vec![0u8; 16 * 1024]);
+    let second = w.sockets.add(Socket::new(buffer(), buffer()));
+    w.connect_from(50_001, second);
+    std::mem::replace(&mut w.client, second)
+}
+
+#[test]
+fn a_syn_sent_again_is_no_other_connection() {
+    for early in [true, false] {
+        let mut w = World::new();
+        let first = second_client(&mut w);
+        w.poll();
+        // The first socket listens when the SYN of the second's connection comes again.
+        w.sockets.get_mut::<Socket>(first).abort();
+        w.poll();
+        w.device.resets = 0;
+        if !early {
+            w.client_comes_to(State::Established);
             w.poll();
         }
-        w.sockets.get_mut::<Socket>(w.client).abort();
-        w.poll();
-        let remote = (IpAddress::v4(127, 0, 0, 1), 80);
-        let context = w.interface.context();
-        w.sockets.get_mut::<Socket>(w.client).connect(context, remote, 50_001 + round).unwrap();
+        w.device.repeat_syn();
+        one_request(&mut w);
+        w.client_comes_to(State::Closed);
+        assert_eq!(w.device.resets, 0, "early: {early}");
+    }
+}
+
+#[test]
+fn a_connection_in_time_wait_makes_room_for_its_successor() {
+    for in_front in [true, false] {
+        let mut w = World::new();
+        if in_front {
+            let first = second_client(&mut w);
+            one_request(&mut w);
+            w.client_comes_to(State::Closed);
+            w.sockets.get_mut::<Socket>(first).abort();
+            w.poll();
+        } else {
+            one_request(&mut w);
+            w.client_comes_to(State::Closed);
+        }
+        w.connect_from(50_000 + u16::from(in_front), w.client);
+        one_request(&mut w);
+        w.client_comes_to(State::Closed);
+        // Else the client has to ask twice: the socket in TIME-WAIT gets its SYN, and answers so that the client resets it.
+        assert_eq!(w.ms < 500, in_front);
     }
 }
