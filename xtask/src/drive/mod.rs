@@ -38,7 +38,7 @@ pub struct Drive {
 pub struct Drives {
     drives: Vec<Drive>,
     /// Files of the run: removed at its end.
-    folder: Option<PathBuf>,
+    folder: Option<machine::Folder>,
 }
 
 impl Drives {
@@ -52,8 +52,7 @@ impl Drives {
         if disks.is_empty() {
             return Ok(this);
         }
-        let folder = machine::folder("drives")?;
-        this.folder = Some(folder.clone());
+        let folder = this.folder.insert(machine::folder("drives")?).to_path_buf();
         for (number, disk) in disks.iter().enumerate() {
             let drive = open(system, disk, number, &folder).with_context(|| disk.label(number))?;
             this.drives.push(drive);
@@ -144,9 +143,6 @@ impl Drop for Drives {
             }
             // Threads of the server may hold the file a little longer.
             let _ = flock(&*drive.file, FlockOperation::Unlock);
-        }
-        if let Some(folder) = &self.folder {
-            let _ = std::fs::remove_dir_all(folder);
         }
     }
 }

@@ -9,7 +9,7 @@ const LEN: u64 = 1 << 20;
 struct Drive {
     server: Server,
     file: Arc<File>,
-    folder: PathBuf,
+    _folder: crate::machine::Folder,
 }
 
 impl Drive {
@@ -21,7 +21,7 @@ impl Drive {
         let text = format!("model = 'ahci'\naddress = '00:04.0'\nsize = '1MiB'\nvolatile = true\n{faults}");
         let disk: Disk = toml::from_str(&text).unwrap();
         let server = Server::start(&folder.join("s"), Arc::clone(&file), LEN, &disk).unwrap();
-        Self { server, file, folder }
+        Self { server, file, _folder: folder }
     }
 
     fn first_byte(&self) -> u8 {
@@ -34,7 +34,6 @@ impl Drive {
 impl Drop for Drive {
     fn drop(&mut self) {
         self.server.stop();
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 

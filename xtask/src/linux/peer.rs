@@ -10,7 +10,7 @@
 use super::initramfs::{self, OnHost};
 use crate::hostnet::Host;
 use crate::hostnet::client::blob;
-use crate::machine::{accept_child, folder, qemu};
+use crate::machine::{Folder, accept_child, folder, qemu};
 use crate::setup;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -64,7 +64,7 @@ type Offers = Arc<Mutex<BTreeMap<String, Arc<[u8]>>>>;
 /// A peer on the wire of one machine.
 pub struct Attached {
     child: Child,
-    folder: PathBuf,
+    _folder: Folder,
     /// iperf3's addresses, by IPv4 and IPv6.
     pub iperf: [&'static str; 2],
     /// What stands in the way of Linux's own TCP, if something does.
@@ -140,7 +140,7 @@ impl Peer {
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         qemu::die_with_us(&mut command);
         let child = command.spawn().context("cannot start unshare")?;
-        let mut attached = Attached { child, folder, iperf: OTHER, instead: None };
+        let mut attached = Attached { child, _folder: folder, iperf: OTHER, instead: None };
         let stream = accept_child(&listener, &mut attached.child, PATIENCE).with_context(|| said(&log))?;
         host.join(stream);
         Ok(attached)
@@ -157,7 +157,7 @@ impl Peer {
         qemu::die_with_us(&mut command);
         let child = command.spawn().context("cannot start iperf3")?;
         let instead = Some(instead);
-        let mut attached = Attached { child, folder: folder("peer")?, iperf: GATEWAY, instead };
+        let mut attached = Attached { child, _folder: folder("peer")?, iperf: GATEWAY, instead };
         let start = Instant::now();
         while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
             if let Some(status) = attached.child.try_wait()? {
@@ -185,7 +185,6 @@ impl Drop for Attached {
         // Fails only when it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 

@@ -2,13 +2,13 @@
 
 use super::console::Console;
 use super::qemu::{self, Qemu};
-use super::{Lacks, accept, folder};
+use super::{Folder, Lacks, accept, folder};
 use crate::drive::Drives;
 use crate::manifest::System;
 use crate::setup;
 use anyhow::{Context, Result, bail};
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// The package of the unikernel that drives disks without a hypervisor (`docs/blkcheck.md`).
@@ -21,7 +21,8 @@ pub struct Bare {
     qemu: Qemu,
     /// COM1.
     pub console: Console,
-    folder: PathBuf,
+    /// Kept for what it holds.
+    _folder: Folder,
 }
 
 impl Bare {
@@ -41,7 +42,7 @@ impl Bare {
         let args = qemu::bare_arguments(&system.machine, drives, &lacks, setup::kvm(), kernel, &module, &folder);
         let mut qemu = Qemu::start(&args, &folder)?;
         let stream = accept(&listener, &mut qemu)?;
-        Ok(Self { qemu, console: Console::start(stream, |_| ())?, folder })
+        Ok(Self { qemu, console: Console::start(stream, |_| ())?, _folder: folder })
     }
 
     /// Waits until it has ended itself.
@@ -76,6 +77,5 @@ impl Bare {
 impl Drop for Bare {
     fn drop(&mut self) {
         self.qemu.kill();
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }

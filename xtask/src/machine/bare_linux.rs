@@ -4,7 +4,7 @@
 
 use super::qemu::{self, Qemu};
 use super::shell::{self, Done};
-use super::{Lacks, accept, folder};
+use super::{Folder, Lacks, accept, folder};
 use crate::drive::Drives;
 use crate::hostnet::{Guest, Host};
 use crate::image::kernel::payload;
@@ -30,7 +30,8 @@ pub struct BareLinux {
     line: UnixStream,
     text: Arc<Mutex<String>>,
     marks: u32,
-    folder: PathBuf,
+    /// Kept for what it holds.
+    _folder: Folder,
 }
 
 impl BareLinux {
@@ -74,7 +75,7 @@ impl BareLinux {
                 filled.lock().unwrap_or_else(PoisonError::into_inner).push_str(&part);
             }
         })?;
-        Ok(Self { qemu, host, started, line, text, marks: 0, folder })
+        Ok(Self { qemu, host, started, line, text, marks: 0, _folder: folder })
     }
 
     /// Waits for something in what the console has written.
@@ -126,6 +127,5 @@ impl BareLinux {
 impl Drop for BareLinux {
     fn drop(&mut self) {
         self.qemu.kill();
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }

@@ -85,7 +85,7 @@ pub struct Machine {
     pub started: Instant,
     /// Where domains point their devices for the crash kind `dma`, where their configuration says so.
     dma_targets: BTreeMap<String, u64>,
-    folder: PathBuf,
+    folder: Folder,
     public: bool,
 }
 
@@ -322,7 +322,6 @@ impl Drop for Machine {
         if self.public && own_card() {
             let _ = std::fs::remove_file(card_path());
         }
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 
@@ -345,12 +344,28 @@ fn own_card() -> bool {
     card().is_ok_and(|card| card["pid"] == std::process::id())
 }
 
+/// A folder of one run, which goes with it.
+pub struct Folder(PathBuf);
+
+impl std::ops::Deref for Folder {
+    type Target = Path;
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 /// A folder for the sockets or files of one run: below `target`, or, where that path is too long for a socket, in the system's
 /// folder for temporary files.
 ///
 /// # Errors
 /// It cannot be made.
-pub fn folder(kind: &str) -> Result<PathBuf> {
+pub fn folder(kind: &str) -> Result<Folder> {
     static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let name = format!("{kind}-{}-{number}", std::process::id());
@@ -359,7 +374,7 @@ pub fn folder(kind: &str) -> Result<PathBuf> {
         Some(paths::output().join(&name)).filter(|p| fits(p)).unwrap_or_else(|| std::env::temp_dir().join(&name));
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    Ok(folder)
+    Ok(Folder(folder))
 }
 
 /// Waits for a program to connect.

@@ -184,7 +184,6 @@ fn an_image_of_another_run_or_of_a_wrong_size_is_refused() {
     std::fs::write(&image, [0; 1000]).unwrap();
     let error = format!("{:#}", Drives::open(&system).err().unwrap());
     assert!(error.contains("x.img has 1000 bytes") && error.contains("512 bytes"), "{error}");
-    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]
@@ -196,7 +195,6 @@ fn an_image_of_another_format_is_no_disk() {
     for part in ["x.qcow2", "a qcow2 image", "qemu-img convert -O raw"] {
         assert!(error.contains(part), "`{part}` is missing in: {error}");
     }
-    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]

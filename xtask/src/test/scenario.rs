@@ -16,7 +16,7 @@ use crate::{cargo, paths};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -95,16 +95,6 @@ enum Damage {
     Flip(i64),
 }
 
-/// The folder of one run's bundle, which goes with it. Were it named after the scenario alone, a run would take the bundle away from
-/// another of the same scenario whose emulator has not read it yet.
-struct Private(PathBuf);
-
-impl Drop for Private {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 /// Reads all scenarios of a folder whose name contains `filter`.
 ///
 /// # Errors
@@ -174,8 +164,10 @@ impl Scenario {
         if self.spec.lives.is_some() {
             lives::configure(&mut system)?;
         }
-        let private = Private(machine::folder("test")?);
-        let built = self.damaged(image::pack_as(&system, private.0.join("test.bundle"))?)?;
+        // Were the bundle named after the scenario alone, a run would at its end take it away from another of the same scenario whose
+        // emulator has not read it yet.
+        let folder = machine::folder("test")?;
+        let built = self.damaged(image::pack_as(&system, folder.join("test.bundle"))?)?;
         // What is fetched or made once for all runs is no part of this one's time.
         let drives = Some(Arc::new(Drives::open(&system)?));
         let deadline = Instant::now() + self.spec.deadline.0;
