@@ -29,8 +29,9 @@ const WATCHDOG_MS: u64 = 20;
 const START_MS: u64 = 20_000;
 /// When the start is told of.
 const BIRTH_DELAY: Duration = Duration::from_millis(200);
-/// How long a device that was pointed at a foreign frame may take to be stopped.
-const DMA_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a device that was pointed at a foreign frame may take to be stopped: a drive may first do, slowly, what it has already. Less
+/// than whoever ordered the crash waits for it.
+const DMA_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the domain does after a turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
