@@ -3,6 +3,7 @@
 
 use crate::domain::{Domain, readable, writable};
 use abi::{Errno, PAGE_SIZE};
+use core::sync::atomic::Ordering::Relaxed;
 use hv_core::Gfn;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -51,9 +52,9 @@ impl<'a> GuestMem<'a> {
     }
 
     fn read_entry(&self, gpa: u64) -> Result<u64, Errno> {
-        let mut raw = [0; 8];
-        self.domain.read_phys(gpa, &mut raw)?;
-        Ok(u64::from_le_bytes(raw))
+        let p2m = self.domain.p2m.lock();
+        let frame = readable(&p2m, Gfn::containing(gpa)).ok_or(Errno::EFAULT)?;
+        Ok(frame.u64_at((gpa % PAGE) as usize).ok_or(Errno::EFAULT)?.load(Relaxed))
     }
 
     fn each_page(

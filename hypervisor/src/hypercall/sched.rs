@@ -12,6 +12,7 @@ use abi::xenolith::cause;
 use abi::{Errno, EvtchnPort, evtchn};
 use core::sync::atomic::Ordering::SeqCst;
 use hv_core::args::SchedOp as Op;
+use zerocopy::IntoBytes;
 
 pub fn call(caller: &Caller<'_>, cmd: u64, arg: u64) -> Result<i64, Errno> {
     match Op::decode(cmd, arg, 1, &caller.mem)? {
@@ -58,15 +59,10 @@ fn poll(caller: &Caller<'_>, op: &Poll) -> Result<i64, Errno> {
     if op.nr_ports > POLL_MAX_PORTS {
         return Err(Errno::EINVAL);
     }
-    let mut ports = heapless::Vec::new();
-    for n in 0..u64::from(op.nr_ports) {
-        let at = op.ports.checked_add(n * size_of::<EvtchnPort>() as u64).ok_or(Errno::EFAULT)?;
-        let port: EvtchnPort = caller.mem.read(at)?;
-        if port.0 >= evtchn::NR_CHANNELS_2L {
-            return Err(Errno::EINVAL);
-        }
-        // Never full: the count was checked.
-        let _fits = ports.push(port);
+    let mut ports: heapless::Vec<_, _> = core::iter::repeat_n(EvtchnPort(0), op.nr_ports as usize).collect();
+    caller.mem.read_bytes(op.ports, ports.as_mut_bytes())?;
+    if ports.iter().any(|port| port.0 >= evtchn::NR_CHANNELS_2L) {
+        return Err(Errno::EINVAL);
     }
     if !ports.iter().any(|&port| events::pending(caller.domain, port)) {
         run::wait(caller.vcpu, Wait::Poll { ports, deadline_ns: op.timeout });
