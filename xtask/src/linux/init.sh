@@ -22,7 +22,8 @@ mount -t tmpfs tmpfs /run
 platform=bare
 [ "$(cat /sys/hypervisor/type 2>/dev/null)" = xen ] && platform=xen
 for module in $(cat /etc/modules.$platform); do
-    insmod /lib/modules/$module.ko
+    # Its parameters are on the command line, as for a kernel that loads modules by kmod: xen_blkfront.max_indirect_segments=64
+    insmod /lib/modules/$module.ko $(tr ' ' '\n' </proc/cmdline | sed -n "s/^${module//_/[-_]}\.//p")
 done
 
 # The kernel takes hostname= itself since Linux 5.19, and hands it on before.
