@@ -36,9 +36,8 @@ pub fn handle(domain: &Arc<Domain>, vcpu: &Arc<Vcpu>, context: &mut Context, exi
     match exit {
         Exit::Vmmcall => return vmmcall(domain, vcpu, context, rip),
         Exit::Interrupt => run::interrupt_window(),
-        // The first two are reported again as soon as the global interrupt flag opens, to the hypervisor's own handler; for the
-        // last the run loop injects before the next entry.
-        Exit::Nmi | Exit::Init | Exit::InterruptWindow => {}
+        // Reported again as soon as the global interrupt flag opens, to the hypervisor's own handler.
+        Exit::Nmi | Exit::Init => {}
         Exit::Hlt => {
             if context.vmcb().save.rflags & RFLAGS_IF == 0 {
                 return Next::Down;

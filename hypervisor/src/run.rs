@@ -16,7 +16,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use hv_core::sched::{PutBack, VcpuKey};
 use hv_core::timer::Kind;
-use hv_svm::{Event, intercept, v_intr};
+use hv_svm::v_intr;
 
 /// How long another CPU may take to come out of its guest. The interrupt takes microseconds; beyond this the machine is broken.
 const LEAVE_GUEST_NS: u64 = 1000 * time::MS;
@@ -293,6 +293,7 @@ fn stint(cpu: &'static PerCpu, domain: &Arc<Domain>, vcpu: &Arc<Vcpu>, context: 
         let flush = vcpu.flush_tlb.swap(false, SeqCst);
         domain.counters.world_switches.fetch_add(1, Relaxed);
         let exit = context.enter(cpu, flush);
+        note_delivered(vcpu, context);
         vcpu.in_guest.store(false, SeqCst);
         cpu.away.store(false, SeqCst);
         vcpu.last_rip.store(context.vmcb().save.rip, Relaxed);
@@ -304,29 +305,24 @@ fn stint(cpu: &'static PerCpu, domain: &Arc<Domain>, vcpu: &Arc<Vcpu>, context: 
     }
 }
 
-/// Injects the upcall, or an interrupt of the local APIC, if one is due and the guest can take it. If not now, an upcall is left to
-/// the processor, which delivers it when the guest can (one too many tells nothing, and does no harm); for the APIC there is an exit,
-/// behind an upcall as well.
+/// Offers the guest an interrupt of its local APIC, or else the upcall, if one is due: the processor delivers it when the guest can take
+/// it (an upcall too many tells nothing, and does no harm). Where both are due, the first one's EOI is an exit. Never by EVENTINJ, which
+/// QEMU may deliver twice, the second time to a guest that takes none (docs/decisions/0007).
 fn offer_interrupt(domain: &Domain, vcpu: &Vcpu, context: &mut Context) {
-    let upcall = if vcpu.upcall_due(domain) { upcall_vector(domain) } else { None };
-    let local = vcpu.lapic_pending();
-    let vmcb = context.vmcb();
-    let (c, s) = (&mut vmcb.control, &vmcb.save);
+    let upcall = || upcall_vector(domain).filter(|_| vcpu.upcall_due(domain));
+    let c = &mut context.vmcb().control;
     c.v_intr &= !(v_intr::V_IRQ | v_intr::V_IGN_TPR | v_intr::V_VECTOR);
-    c.intercepts[0] &= !intercept::VINTR;
-    let Some(vector) = upcall.or(local) else { return };
-    let open = s.rflags & crate::context::RFLAGS_IF != 0 && c.interrupt_shadow & 1 == 0;
-    if open && !Event(c.eventinj).is_valid() {
-        c.eventinj = Event::interrupt(vector).0;
-        match (upcall, &vcpu.lapic) {
-            (None, Some(lapic)) => return lapic.lock().take(vector),
-            _ if local.is_none() => return,
-            _ => {}
-        }
+    if let Some(vector) = vcpu.lapic_pending().or_else(upcall) {
+        c.v_intr |= v_intr::V_IRQ | v_intr::V_IGN_TPR | u64::from(vector) << v_intr::V_VECTOR.trailing_zeros();
     }
-    c.v_intr |= v_intr::V_IRQ | v_intr::V_IGN_TPR | u64::from(vector) << v_intr::V_VECTOR.trailing_zeros();
-    if local.is_some() {
-        c.intercepts[0] |= intercept::VINTR;
+}
+
+/// After an exit: what was offered and is so no more has been delivered. The local APIC takes note, if it was its.
+fn note_delivered(vcpu: &Vcpu, context: &mut Context) {
+    let v_intr = context.vmcb().control.v_intr;
+    let vector = (v_intr & v_intr::V_VECTOR) >> v_intr::V_VECTOR.trailing_zeros();
+    if vector != 0 && v_intr & v_intr::V_IRQ == 0 && let Some(lapic) = &vcpu.lapic {
+        lapic.lock().take(vector as u8);
     }
 }
 

@@ -213,10 +213,13 @@ impl Lapic {
         highest(&self.requested).filter(|v| v & 0xf0 > self.priority() & 0xf0)
     }
 
-    /// The processor takes what was [`Self::pending`].
+    /// The processor has taken what was [`Self::pending`]. What is not requested is not taken.
     pub fn take(&mut self, vector: u8) {
-        set(&mut self.requested, vector, false);
-        set(&mut self.in_service, vector, true);
+        let asked = self.requested.get(usize::from(vector >> 6)).is_some_and(|word| word >> (vector & 63) & 1 != 0);
+        if asked {
+            set(&mut self.requested, vector, false);
+            set(&mut self.in_service, vector, true);
+        }
     }
 }
 

@@ -26,8 +26,6 @@ pub enum Exit {
     Nmi,
     /// INIT.
     Init,
-    /// The guest could take a virtual interrupt now.
-    InterruptWindow,
     /// An intercepted exception and its error code (meaningful where the vector has one).
     Exception(u8, u32),
     /// CPUID.
@@ -71,7 +69,6 @@ impl Exit {
             0x60 => Self::Interrupt,
             0x61 => Self::Nmi,
             0x63 => Self::Init,
-            0x64 => Self::InterruptWindow,
             0x6f => Self::Rdpmc,
             0x72 => Self::Cpuid,
             0x76 | 0x89 => Self::CacheFlush,

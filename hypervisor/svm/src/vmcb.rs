@@ -4,8 +4,6 @@
 pub mod intercept {
     use crate::bits;
 
-    /// First word: a virtual interrupt could be taken. Only while one waits.
-    pub const VINTR: u32 = 1 << 4;
     /// First word, always: INTR, NMI, INIT, RDPMC, CPUID, RSM, INVD, HLT, INVLPGA, I/O map, MSR map, task switch, shutdown.
     pub const FIRST: u32 = bits(&[0, 1, 3, 15, 18, 19, 22, 24, 26, 27, 28, 29, 31]);
     /// Second word: all seven SVM instructions, WBINVD, MONITOR, MWAIT armed or not, XSETBV.
@@ -36,10 +34,6 @@ impl Event {
     const VALID: u64 = 1 << 31;
     const ERROR_CODE: u64 = 1 << 11;
 
-    /// An external interrupt.
-    pub const fn interrupt(vector: u8) -> Self {
-        Self(vector as u64 | Self::VALID)
-    }
     /// #UD.
     pub const INVALID_OPCODE: Self = Self(6 | 3 << 8 | Self::VALID);
     /// #GP(0).
