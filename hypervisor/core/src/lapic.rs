@@ -286,6 +286,8 @@ mod tests {
         apic.request(0x35);
         apic.request(0x42);
         assert_eq!(apic.pending(), Some(0x42));
+        apic.take(0xf3);
+        assert_eq!((apic.read(ISR + 7), apic.pending()), (Some(0), Some(0x42)), "an upcall's vector is not the APIC's");
         apic.take(0x42);
         assert_eq!(apic.read(ISR + 2), Some(4));
         apic.request(0x4f);
