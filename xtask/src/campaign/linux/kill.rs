@@ -46,14 +46,24 @@ pub enum Told<'a> {
     Held(&'a str),
 }
 
+/// A death that was ordered, or came before the ordered one.
+pub struct Death {
+    /// Whose.
+    pub victim: String,
+    /// How.
+    pub outcome: Outcome,
+    /// By a stray device that was ordered of another at the same time: QEMU's IOMMU names none, so all are stopped.
+    pub along: bool,
+}
+
 /// What came of it.
 pub struct Killed {
     /// What the command wrote.
     pub output: String,
     /// Its exit code.
     pub code: u32,
-    /// Deaths, with the victim.
-    pub deaths: Vec<(String, Outcome)>,
+    /// In their order.
+    pub deaths: Vec<Death>,
     /// How long it ran.
     pub seconds: f64,
     /// TCP resets on the wire while it was at work, until [`CLOSING`] before its end.
@@ -126,10 +136,12 @@ impl Kills<'_> {
         machine: &mut Machine,
         shell: &mut Shell,
         tell: &mut impl FnMut(Told<'_>),
-    ) -> Result<Vec<(String, Outcome)>> {
+    ) -> Result<Vec<Death>> {
         let mut orders = Vec::new();
+        let mut strays = false;
         for victim in &self.victims {
             let how = KINDS[self.random.below(KINDS.len() as u64) as usize];
+            strays |= how == "dma";
             let count = u32::try_from(self.random.below(POINTS)).unwrap_or(0);
             let what = format!("{how} of {victim} after {count} points");
             let order = order(machine, victim, how, count, |why| tell(Told::Held(why))).context(what.clone())?;
@@ -145,7 +157,9 @@ impl Kills<'_> {
             }
         }
         let wait = |(victim, order, what): (&str, _, String)| {
-            Ok((victim.to_string(), machine.await_crash(&order).context(what)?))
+            let outcome = machine.await_crash(&order).context(what)?;
+            let along = strays && !outcome.as_ordered && outcome.cause == "iommu-fault";
+            Ok(Death { victim: victim.to_string(), outcome, along })
         };
         orders.into_iter().map(wait).collect()
     }

@@ -15,7 +15,7 @@ use crate::{progress, run, table};
 use anyhow::{Context, Result, bail, ensure};
 use blkcheck::random::Random;
 use iperf::{WAYS, Way};
-use kill::{Killed, Kills, Told};
+use kill::{Death, Killed, Kills, Told};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -100,6 +100,8 @@ pub struct Report {
     kills: usize,
     /// Deaths by another cause than the ordered one.
     other_causes: Vec<String>,
+    /// Deaths by another's stray device: no such cause.
+    along: u32,
     /// Times control held a driver back that had died too often by another cause than an order.
     held: usize,
     /// Kills by victim and way.
@@ -163,6 +165,7 @@ pub fn run(machine: &mut Machine, system: &System, plan: &Plan) -> Result<Report
         rows: Vec::new(),
         kills: 0,
         other_causes: Vec::new(),
+        along: 0,
         held: 0,
         ways: BTreeMap::new(),
         outage_ms: Summary::default(),
@@ -211,8 +214,8 @@ impl Scene<'_> {
             Told::Death(what) => steps.tick(what),
             Told::Held(why) => steps.say(why),
         })?;
-        let of_network = done.deaths.iter().filter(|(victim, _)| victim == self.network);
-        self.outages.extend(of_network.map(|(_, death)| death.outage_ms));
+        let of_network = done.deaths.iter().filter(|death| death.victim == self.network);
+        self.outages.extend(of_network.map(|death| death.outcome.outage_ms));
         Ok(done)
     }
 }
@@ -221,16 +224,19 @@ impl Report {
     fn note(&mut self, done: &Killed) {
         self.kills += done.deaths.len();
         self.tcp_resets += done.resets;
-        for (victim, death) in &done.deaths {
-            *self.ways.entry(format!("{victim} {}", death.how)).or_default() += 1;
-            if !death.as_ordered {
-                self.other_causes.push(format!("{} of {victim}: {} {}", death.how, death.cause, death.detail));
+        for Death { victim, outcome, along } in &done.deaths {
+            *self.ways.entry(format!("{victim} {}", outcome.how)).or_default() += 1;
+            if *along {
+                self.along += 1;
+            } else if !outcome.as_ordered {
+                self.other_causes.push(format!("{} of {victim}: {} {}", outcome.how, outcome.cause, outcome.detail));
             }
         }
     }
 
-    fn row(&mut self, job: &str, done: &Killed, mbit: Option<[f64; 2]>, result: &str) {
+    fn row(&mut self, scene: &Scene<'_>, job: &str, done: &Killed, mbit: Option<[f64; 2]>, result: &str) {
         let kills = done.deaths.len();
+        scene.steps.say(&format!("{job}: {result}, {kills} kills in {:.0} s", done.seconds));
         self.rows.push(Row { job: job.into(), kills, seconds: done.seconds, mbit, result: result.into() });
     }
 
@@ -246,7 +252,7 @@ impl Report {
         ensure!(done.code == 0, "{} did not live: {}", way.name(), done.output);
         let mbit = iperf::parse(&done.output)?.mbit;
         ensure!(mbit > 0.0, "{} moved nothing", way.name());
-        self.row(&way.name(), &done, Some([plain, mbit]), "lived");
+        self.row(scene, &way.name(), &done, Some([plain, mbit]), "lived");
         Ok(())
     }
 
@@ -264,7 +270,7 @@ impl Report {
             bytes >> 20,
             done.output
         );
-        self.row(&format!("{} MiB by HTTP", bytes >> 20), &done, None, "SHA-256 right");
+        self.row(scene, &format!("{} MiB by HTTP", bytes >> 20), &done, None, "SHA-256 right");
         Ok(())
     }
 
@@ -285,7 +291,7 @@ impl Report {
         self.note(&done);
         let good = done.output.lines().filter(|line| line.contains("err= 0")).count();
         ensure!(done.code == 0 && good == 3, "fio ended with code {}: {}", done.code, done.output);
-        self.row("fio, verify=crc32c at depths 1, 8, 32", &done, None, "no error");
+        self.row(scene, "fio, verify=crc32c at depths 1, 8, 32", &done, None, "no error");
         Ok(())
     }
 
@@ -318,7 +324,7 @@ impl Report {
             let done = scene.job(&[network, disk], &command, patience)?;
             self.note(&done);
             ensure!(done.code == 0, "{what} ended with code {}: {}", done.code, done.output);
-            self.row(&format!("tree of {} files, {mib} MiB: {what}", plan.files), &done, None, "right");
+            self.row(scene, &format!("tree of {} files, {mib} MiB: {what}", plan.files), &done, None, "right");
         }
         Ok(())
     }
@@ -368,13 +374,14 @@ impl super::Outcome for Report {
         let outage_heading: Vec<&str> = std::iter::once("network's kills").chain(HEADINGS).collect();
         let instead = self.instead.as_ref().map(|why| format!("the peer has smoltcp's TCP, not Linux's: {why}\n"));
         format!(
-            "{}\n{}\n{} kills in {} ways (seed {}), {} by another cause than ordered, {} starts held back by control, {} TCP resets, {} complaints of the guest's kernel\n{}",
+            "{}\n{}\n{} kills in {} ways (seed {}), {} by another cause than ordered, {} along with a stray device, {} starts held back by control, {} TCP resets, {} complaints of the guest's kernel\n{}",
             table::format(&heading, &rows),
             table::format(&outage_heading, &[outage]),
             self.kills,
             self.ways.len(),
             self.seed,
             self.other_causes.len(),
+            self.along,
             self.held,
             self.tcp_resets,
             self.complaints.len(),
