@@ -1,6 +1,6 @@
 //! Assigned PCI functions: found and claimed at boot, opened to their owner before it is entered, closed when it stops.
 //!
-//! The order of closing is that of DESIGN §4: bus mastering off, IOMMU entry denied, interrupts masked, reset begun; the wait for
+//! The order of closing is bus mastering off, IOMMU entry denied, interrupts masked, reset begun; the wait for
 //! the reset is left to the opening. A function that has no reset of its own stays denied until its next owner's driver has
 //! nothing mapped but what it mapped itself, and bus mastering stays off until that driver asks for it, after its own reset.
 //! Authority over configuration space ends here: owners read their function, and write two bits of it (`hv_core::pci`).

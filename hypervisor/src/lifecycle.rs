@@ -1,4 +1,4 @@
-//! Stopping and restarting domains (DESIGN §4): who stopped, why, what control is told, and the way back to a running domain.
+//! Stopping and restarting domains: who stopped, why, what control is told, and the way back to a running domain.
 //!
 //! A stop contains the domain at once, on whatever CPU it is noticed: its vCPUs enter no guest any more, its device reaches no
 //! memory. Everything that takes time waits for the control domain's order.

@@ -173,7 +173,7 @@ fn idle(cpu: &PerCpu) {
     cpu.idle.store(false, SeqCst);
 }
 
-/// Lets pending physical interrupts in. Their handlers may take any lock: none is held here.
+/// Lets pending physical interrupts in. Their handlers may take any lock but a vCPU's context, the only one that is held here.
 pub fn interrupt_window() {
     // SAFETY: ring 0 with a complete IDT; the NOP is where STI takes effect.
     unsafe { core::arch::asm!("sti", "nop", "cli", options(nomem, nostack)) };

@@ -44,7 +44,7 @@ enum Command {
     Ctl(ctl::Args),
     /// Run all tests: host tests, properties, crash points, models, QEMU scenarios
     Test(test::Args),
-    /// Take figures: restart, boot, size, world-switch
+    /// Take figures: restart, boot, size, world-switch, net, blk
     Bench(bench::Args),
     /// Kill a driver domain hundreds of times at random points under load
     Campaign(campaign::Args),

@@ -8,11 +8,11 @@
 //! Choices. Drives with queuing get up to 32 queued commands; what cannot be queued (flush, discard) waits until the drive is idle, and
 //! what came after it waits behind it. A link that is up is not reset, except where nothing less helps. Nothing the device writes is
 //! believed: registers are compared with what was given, lengths with what was asked, and what cannot be is a [`Fault`].
-#![cfg_attr(not(any(test, feature = "model")), no_std)]
+#![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 #![cfg_attr(
-    not(any(test, feature = "model")),
+    not(test),
     deny(
         clippy::unwrap_used,
         clippy::expect_used,
@@ -27,7 +27,7 @@ extern crate alloc;
 pub mod fis;
 pub mod identify;
 pub mod memory;
-#[cfg(any(test, feature = "model"))]
+#[cfg(test)]
 pub mod model;
 pub mod port;
 pub mod recovery;

@@ -1,8 +1,8 @@
 //! The local APIC that a PVH guest sees: x2APIC registers by MSR, interprocessor interrupts, priorities; no timer that runs, as
 //! such guests take the PV clock's, and no way in for devices, which come as events.
 //!
-//! It begins, and stays, in x2APIC mode, so nothing of it is in memory. Neighbours: `hypervisor/src/msr.rs` turns [`Ipi`]s into
-//! effects on other vCPUs, `run.rs` injects what is [`Lapic::pending`]. Source: AMD64 APM 2, chapter 16; Intel SDM 3, 10.12.
+//! It begins, and stays, in x2APIC mode, so nothing of it is in memory. Neighbours: `hypervisor/src/lapic.rs` turns [`Ipi`]s into
+//! effects on other vCPUs, `run.rs` offers what is [`Lapic::pending`]. Source: AMD64 APM 2, chapter 16; Intel SDM 3, 10.12.
 
 /// First MSR of the registers; register at byte `offset` of an xAPIC's page is MSR `FIRST_MSR + offset / 16`.
 pub const FIRST_MSR: u32 = 0x800;

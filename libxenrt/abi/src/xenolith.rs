@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const INFO: u64 = 0;
 /// `(DomInfo)` *control*: IN `domid`, OUT the rest. ESRCH where there is none.
 pub const DOM_INFO: u64 = 1;
-/// `(DomOp)` *control*: restart in place from the pristine image (DESIGN §4); works in every state but `Destroyed`.
+/// `(DomOp)` *control*: restart in place from the pristine image; works in every state but `Destroyed`.
 /// OUT: the phases' durations (of the last call). EAGAIN as of [`DOM_CREATE`], except for a driver domain, which others wait for; the
 /// domain is stopped then.
 pub const DOM_RESTART: u64 = 2;
@@ -28,7 +28,7 @@ pub const CONSOLE_READ: u64 = 7;
 pub const DEVICE_INFO: u64 = 8;
 /// `(PciAccess)` read configuration space of an assigned device.
 pub const PCI_READ: u64 = 9;
-/// `(PciAccess)` write it; only bus-master and interrupt-disable of COMMAND and what a capability's owner needs are let
+/// `(PciAccess)` write it; only bus-master and interrupt-disable of COMMAND are let
 /// through, everything else is EPERM (BARs, MSI addresses).
 pub const PCI_WRITE: u64 = 10;
 /// `(SelfInfo)` OUT: the caller's own identity, special pages and generation.

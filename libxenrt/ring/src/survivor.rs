@@ -1,6 +1,6 @@
 //! The survivor page: the one publication a driver domain may be in the middle of when it dies.
 //!
-//! A restart keeps this page as it is (DESIGN §3.3). A backend is single-threaded, so there is at most one publication
+//! A restart keeps this page as it is. A backend is single-threaded, so there is at most one publication
 //! in flight and the page holds one record. The page is written by code that may have been failing: the state word has
 //! two values, each far from zero and from the other, a CRC-32 covers the rest, and the caller checks the record against
 //! the ring. If the page is neither clear nor intact nobody can tell which ring has a half-written slot, so every ring

@@ -7,10 +7,10 @@
 //! Choices. Receive uses legacy descriptors (all that the device has), transmit only extended ones. Transmit interrupts are off while the
 //! backend polls and are enabled only for a sleep with frames in flight: a device that sends faster than its driver looks never
 //! interrupts for it. Nothing the device writes is believed (see [`NicFault`]); it can at worst make the backend lose frames.
-#![cfg_attr(not(any(test, feature = "model")), no_std)]
+#![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 #![cfg_attr(
-    not(any(test, feature = "model")),
+    not(test),
     deny(
         clippy::unwrap_used,
         clippy::expect_used,
@@ -24,7 +24,7 @@ extern crate alloc;
 
 pub mod desc;
 pub mod filter;
-#[cfg(any(test, feature = "model"))]
+#[cfg(test)]
 pub mod model;
 pub mod regs;
 pub mod ring;

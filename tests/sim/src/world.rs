@@ -425,7 +425,7 @@ impl World {
         done
     }
 
-    /// The driver domain is dead: what DESIGN §4 takes from it before it starts again.
+    /// The driver domain is dead: what the hypervisor takes from it before it starts again.
     pub fn take_back(&self, dom: DomId) {
         self.generation.set(self.generation.get() + 1);
         self.reach.borrow_mut().clear();

@@ -5,7 +5,7 @@
 //!
 //! Configuration (`[domain.config]` of the system manifest) that every driver domain knows, all optional: `watchdog-ms` (default 20,
 //! 0 = none, also for the start), `start-ms` (what a start may take, default 20000), `dma-target` (where the crash kind `dma` points
-//! the device, default: behind this domain's RAM), and for tests `crash` and `crash-times` ([`crash::configured`]).
+//! the device, default: 256 MiB, which is outside of a driver domain's RAM), and for tests `crash` and `crash-times` ([`crash::configured`]).
 
 use crate::channels::Channels;
 use crate::function::Function;

@@ -13,6 +13,8 @@ pub const MAX_DOMAIN_MEMORY: u64 = 1 << 30;
 pub const MAX_LINUX_MEMORY: u64 = 3 << 30;
 /// Tried with so many.
 const MAX_LINUX_VCPUS: u32 = 4;
+/// One less than the hypervisor has room for (`percpu.rs`): an emulated machine gets one more, whose first runs no guest.
+const MAX_CPUS: u32 = 31;
 /// `vcpu_info`s in a `shared_info` page.
 const MAX_VCPUS: u32 = 32;
 
@@ -22,7 +24,11 @@ const MAX_VCPUS: u32 = 32;
 /// The first contradiction found.
 pub fn system(system: &System) -> Result<()> {
     ensure!(!system.domains.is_empty(), "no [[domain]]: the first one has to be the control domain");
-    ensure!((1..=64).contains(&system.machine.cpus), "machine.cpus = {}: 1 to 64 are possible", system.machine.cpus);
+    ensure!(
+        (1..=MAX_CPUS).contains(&system.machine.cpus),
+        "machine.cpus = {}: 1 to {MAX_CPUS} are possible",
+        system.machine.cpus
+    );
     names(system)?;
     roles(system)?;
     for domain in &system.domains {

@@ -79,6 +79,7 @@ refused! {
     an_unknown_key_of_a_vif: refusal("rules", "firewall") => "unknown field `firewall`", "`rules`";
     an_unknown_key_of_a_policy: refusal("window", "span") => "unknown field `span`", "`window`";
     an_unknown_key_of_the_machine: refusal("cpus", "cores") => "unknown field `cores`", "`cpus`";
+    more_cpus_than_the_hypervisor_knows: refusal("cpus = 2", "cpus = 32") => "machine.cpus = 32", "1 to 31";
     an_unknown_role: refusal("role = \"guest\"", "role = \"vip\"") => "unknown variant `vip`", "`guest`";
     a_missing_key: refusal("image = \"web\"", "") => "`web`", "image", "[domain.linux]";
     both_image_and_kernel: refusal("may-crash", "linux = { kernel = \"k\" }\nmay-crash") => "`web`", "both";

@@ -223,6 +223,11 @@ impl Control {
     fn crash(&mut self, id: &str, target: &Target, crash: Crash) -> Reply {
         let (domid, name) = self.victim(target)?;
         self.must_run(domid, &name, "crash")?;
+        if !self.hears_of_crashes(domid) {
+            return Err(format!(
+                "crash: {name} does not watch its node control/crash, so it would not follow; only Xenolith's own images do, once they are up: destroy it instead"
+            ));
+        }
         self.order_crash(domid, crash).map_err(|e| format!("crash of {name}: {e}"))?;
         Ok(protocol::ok(id, |o| {
             o.text("dom", &name).text("how", crash.kind).number("count", crash.count);

@@ -5,6 +5,7 @@
 use super::Control;
 use alloc::format;
 use alloc::string::String;
+use control::report::Kind;
 use control::rights::{self, Crash};
 use libxenrt::{DomId, clock, log};
 use xenstore::{Path, Perms, XsError};
@@ -40,6 +41,11 @@ pub fn serving_path(domid: DomId) -> String {
 /// Where a domain is asked to end or to reboot.
 fn shutdown_path(domid: DomId) -> String {
     format!("/local/domain/{domid}/control/shutdown")
+}
+
+/// Where a domain is told to crash.
+fn crash_path(domid: DomId) -> String {
+    format!("/local/domain/{domid}/control/crash")
 }
 
 /// The number in `PREFIX N SUFFIX`.
@@ -103,13 +109,20 @@ impl Control {
         }
     }
 
+    /// Whether a domain would follow an order to crash. A driver does, also while it has not set its watch yet: after a restart it
+    /// serves first. Guests may be anybody's.
+    pub fn hears_of_crashes(&self, domid: DomId) -> bool {
+        let driver = self.links.iter().any(|l| l.domid == domid && l.kind == Kind::Driver);
+        let node = Path::absolute(&crash_path(domid));
+        driver || node.is_ok_and(|node| self.store.is_watched(domid, &node))
+    }
+
     /// Tells a domain to crash.
     ///
     /// # Errors
     /// The store's.
     pub fn order_crash(&mut self, domid: DomId, crash: Crash) -> Result<(), XsError> {
-        let path = format!("/local/domain/{domid}/control/crash");
-        let path = Path::absolute(&path).map_err(|_| XsError::Inval)?;
+        let path = Path::absolute(&crash_path(domid)).map_err(|_| XsError::Inval)?;
         // The domain owns the node, so that it can take the order away before it carries it out.
         self.store.preset(&path, Perms::owned_by(domid), crash.to_text().as_bytes())?;
         self.supervisor.order_crash(domid);

@@ -134,6 +134,9 @@ fn watches_fire_at_once_for_the_subtree_and_relative() {
     let mut s = store();
     ask(&mut s, A, MsgType::Watch, 0, b"device\0t\0").unwrap();
     assert_eq!(events(&mut s, A), [ev("device", "t")]);
+    let path = |p: &str| Path::absolute(p).unwrap();
+    assert!(s.is_watched(A, &path("/local/domain/1/device")));
+    assert!(!s.is_watched(A, &path("/local/domain/1")) && !s.is_watched(B, &path("/local/domain/1/device")));
     assert_eq!(ask(&mut s, A, MsgType::Watch, 0, b"/local/domain/1/device\0t\0"), Err(XsError::Exist));
     ask(&mut s, A, MsgType::Write, 0, b"device/vif/0\0v").unwrap();
     ask(&mut s, A, MsgType::Write, 0, b"device/vif/0\0w").unwrap();

@@ -156,6 +156,12 @@ impl Store {
         Ok(())
     }
 
+    /// Whether a domain hears of changes of exactly this path.
+    #[must_use]
+    pub fn is_watched(&self, domid: DomId, path: &Path) -> bool {
+        self.sessions.get(&domid).is_some_and(|session| session.watches.list.iter().any(|w| w.path == *path))
+    }
+
     /// Removes all watches of a domain and its queued events.
     pub fn reset_watches(&mut self, domid: DomId) {
         if let Some(session) = self.sessions.get_mut(&domid) {
