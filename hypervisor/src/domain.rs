@@ -1,7 +1,7 @@
 //! A domain: its memory, vCPUs, special pages, counters and state. Made from the bundle at boot; a restart in place refills it.
 //!
-//! Locks, in the order they are taken: the list, then one domain's `p2m`, `hvm_params`, `grant_frames`, then the tables of
-//! `hv_core`, then `console`. What has no lock never changes after the domain was made, or is one atomic word.
+//! Locks, in the order they are taken: the list, then one domain's `p2m`, `hvm_params`, `grant_frames`, then the IOMMU's, then the
+//! tables of `hv_core`, then `console`. What has no lock never changes after the domain was made, or is one atomic word.
 
 use crate::console::Log;
 use crate::mem::Tables;
