@@ -386,8 +386,8 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
             let extent = vbd.extent;
             let connection = vbd.connection.as_ref();
             VbdStatus {
-                frontend: vbd.frontend,
-                device: vbd.device,
+                frontend: vbd.place.frontend,
+                device: vbd.place.device,
                 connected: connection.is_some(),
                 drive: extent.map(|extent| extent.drive),
                 first: extent.map_or(0, |extent| extent.first),

@@ -11,7 +11,7 @@ use crate::disk::DriveId;
 use crate::negotiate::{Directory, KIND, Keys, MAX_ORDER};
 use crate::source::Extent;
 use ::backend::cache;
-use ::backend::xenbus::{back_path, front_path};
+use ::backend::xenbus::Place;
 use abi::io::xenbus::XenbusState;
 use abi::{DomId, EvtchnPort, GrantRef};
 use alloc::vec::Vec;
@@ -36,13 +36,13 @@ fn encode(body: &mut Vec<u32>, me: DomId, vbd: &Directory) -> Option<()> {
     let keys = vbd.keys.as_ref().ok()?;
     let extent = vbd.extent?;
     // Paths are not kept; a vbd with others than the usual ones has no place here.
-    let usual = (back_path(me, KIND, vbd.frontend, vbd.device), front_path(KIND, vbd.frontend, vbd.device));
-    if (&vbd.back, &vbd.front) != (&usual.0, &usual.1) {
+    let Place { frontend, device, .. } = vbd.place;
+    if vbd.place != Place::usual(me, KIND, frontend, device) {
         return None;
     }
     let flags = u32::from(vbd.read_only) << 8 | u32::from(keys.persistent) << 9;
     body.extend([
-        u32::from(vbd.frontend.0) | u32::from(vbd.device) << 16,
+        u32::from(frontend.0) | u32::from(device) << 16,
         u32::from(extent.drive.0) | flags | keys.rings.len().checked_ilog2()? << 16,
         extent.first as u32,
         (extent.first >> 32) as u32,
@@ -66,12 +66,8 @@ fn decode(rest: &mut &[u32], me: DomId) -> Option<Directory> {
         Extent { drive: DriveId(*flags as u8), first: wide(first, first_high), sectors: wide(sectors, sectors_high) };
     extent.first.checked_add(extent.sectors).filter(|_| extent.sectors > 0)?;
     let port = Some(*port).filter(|&n| n != 0 && n < abi::evtchn::NR_CHANNELS_2L).map(EvtchnPort)?;
-    let (frontend, device) = (DomId(*id as u16), (*id >> 16) as u16);
     Some(Directory {
-        frontend,
-        device,
-        back: back_path(me, KIND, frontend, device),
-        front: front_path(KIND, frontend, device),
+        place: Place::usual(me, KIND, DomId(*id as u16), (*id >> 16) as u16),
         source,
         read_only: flags >> 8 & 1 != 0,
         extent: Some(extent),
@@ -94,12 +90,8 @@ mod tests {
     const ME: DomId = DomId(1);
 
     fn vbd(frontend: u16, device: u16, source: String, order: u32, seed: u64) -> Directory {
-        let frontend = DomId(frontend);
         Directory {
-            frontend,
-            device,
-            back: back_path(ME, KIND, frontend, device),
-            front: front_path(KIND, frontend, device),
+            place: Place::usual(ME, KIND, DomId(frontend), device),
             source,
             read_only: seed & 1 != 0,
             extent: Some(Extent { drive: DriveId(seed as u8), first: seed >> 8, sectors: (seed >> 4) + 1 }),
@@ -129,7 +121,7 @@ mod tests {
     fn a_vbd_with_other_paths_is_not_kept() {
         let page = TestPage::default();
         let mut odd = vbd(3, 0, "drive=0".into(), 0, 7);
-        odd.front = "/local/domain/3/device/other/0".into();
+        odd.place.front = "/local/domain/3/device/other/0".into();
         save(&page, ME, [vbd(2, 0, "drive=0".into(), 0, 7), odd].iter());
         assert_eq!(load(&page, ME), None);
     }

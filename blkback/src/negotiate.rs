@@ -12,7 +12,7 @@
 use crate::Config;
 use crate::disk::DriveInfo;
 use crate::source::Extent;
-use ::backend::xenbus::{self, Found};
+use ::backend::xenbus::{self, Found, Place};
 use abi::io::blkif::{PROTOCOL, SEGMENTS_PER_INDIRECT_PAGE, info};
 use abi::io::xenbus::XenbusState;
 use abi::{DomId, EvtchnPort, GrantRef};
@@ -29,12 +29,7 @@ pub(crate) const MAX_ORDER: u32 = 3;
 /// One vbd's directories and states, as they stand in xenstore.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Directory {
-    pub frontend: DomId,
-    pub device: u16,
-    /// Our directory.
-    pub back: String,
-    /// The frontend's.
-    pub front: String,
+    pub place: Place,
     pub source: String,
     pub read_only: bool,
     /// What the source came to be when it was offered.
@@ -88,10 +83,7 @@ pub(crate) fn discover<S: Store>(store: &mut S, me: DomId) -> Result<Vec<Directo
 fn directory(found: Found<3, 14>) -> Directory {
     let [source, mode, extent] = found.back_values;
     Directory {
-        frontend: found.frontend,
-        device: found.device,
-        back: found.back,
-        front: found.front,
+        place: found.place,
         source: source.unwrap_or_default(),
         read_only: !mode.is_some_and(|mode| mode.contains('w')),
         extent: extent.as_deref().and_then(Extent::parse),

@@ -7,10 +7,10 @@ use crate::negotiate::{Directory, Keys, indirect_segments};
 use crate::request::{Kind, Limits};
 use crate::source::{Extent, sector_ratio};
 use crate::{Config, MapError, MapRequest, Platform};
+use ::backend::xenbus::Place;
 use abi::io::blkif::{SECTOR_SIZE, rsp, slots};
 use abi::io::xenbus::XenbusState;
-use abi::{DomId, Errno, EvtchnPort, GrantRef};
-use alloc::string::String;
+use abi::{Errno, EvtchnPort, GrantRef};
 use alloc::vec::Vec;
 use core::fmt;
 use ring::{AttachError, BlkBackRing, Pages, Recovery, RingFault, RingId, RingKind, SharedMem};
@@ -123,10 +123,7 @@ pub(crate) struct Orphans<M> {
 
 /// A vbd, connected or not.
 pub(crate) struct Vbd<M> {
-    pub frontend: DomId,
-    pub device: u16,
-    pub back: String,
-    pub front: String,
+    pub place: Place,
     /// What we last wrote, or found, in our state node.
     pub state: XenbusState,
     /// What was offered.
@@ -142,10 +139,7 @@ pub(crate) struct Vbd<M> {
 impl<M> Vbd<M> {
     pub fn new(directory: &Directory) -> Self {
         Self {
-            frontend: directory.frontend,
-            device: directory.device,
-            back: directory.back.clone(),
-            front: directory.front.clone(),
+            place: directory.place.clone(),
             state: directory.back_state,
             extent: directory.extent,
             read_only: directory.read_only,
@@ -158,7 +152,7 @@ impl<M> Vbd<M> {
 
     /// Is this the vbd of that directory?
     pub fn is(&self, directory: &Directory) -> bool {
-        self.frontend == directory.frontend && self.device == directory.device
+        (self.place.frontend, self.place.device) == (directory.place.frontend, directory.place.device)
     }
 
     /// Pages mapped.
@@ -170,7 +164,7 @@ impl<M> Vbd<M> {
 
 impl<M> fmt::Display for Vbd<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "vbd{}.{}", self.frontend, self.device)
+        write!(f, "vbd{}.{}", self.place.frontend, self.place.device)
     }
 }
 
@@ -197,8 +191,9 @@ impl<M: SharedMem> Connection<M> {
         (epoch, config): (u32, &Config),
     ) -> Result<(Self, u32), ConnectError> {
         let first = keys.rings.first().copied().unwrap_or_default();
-        let id = RingId { frontend: vbd.frontend, device: vbd.device, kind: RingKind::Block, queue: 0, gref: first };
-        let request = |&gref| MapRequest { dom: vbd.frontend, gref, readonly: false, device: false };
+        let Place { frontend, device, .. } = vbd.place;
+        let id = RingId { frontend, device, kind: RingKind::Block, queue: 0, gref: first };
+        let request = |&gref| MapRequest { dom: frontend, gref, readonly: false, device: false };
         let requests: Vec<MapRequest> = keys.rings.iter().map(request).collect();
         let mut results = Vec::new();
         platform.map(&requests, &mut results);
@@ -218,7 +213,7 @@ impl<M: SharedMem> Connection<M> {
                 (attached.ring, attached.unanswered)
             }
         };
-        let port = platform.bind(vbd.frontend, keys.port).map_err(|errno| ConnectError::Bind(keys.port, errno))?;
+        let port = platform.bind(frontend, keys.port).map_err(|errno| ConnectError::Bind(keys.port, errno))?;
         let kept = if keys.persistent { usize::from(config.persistent) } else { 0 };
         let connection = Self {
             line: Line::new(ring.next_response()),

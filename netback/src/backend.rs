@@ -351,7 +351,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
     pub fn vifs(&self) -> impl Iterator<Item = (PortId, VifStatus)> {
         self.vifs.iter().enumerate().filter_map(|(slot, vif)| {
             let vif = vif.as_ref()?;
-            let (frontend, device, stats) = (vif.frontend, vif.device, vif.stats);
+            let (frontend, device, stats) = (vif.place.frontend, vif.place.device, vif.stats);
             let status = VifStatus { frontend, device, connected: vif.connection.is_some(), stats };
             Some((Vif::<P::Page>::port(slot), status))
         })

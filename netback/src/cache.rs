@@ -8,7 +8,7 @@
 use crate::negotiate::{Directory, Features, KIND, Keys};
 use crate::nic::is_group;
 use ::backend::cache;
-use ::backend::xenbus::{back_path, front_path};
+use ::backend::xenbus::Place;
 use abi::io::xenbus::XenbusState;
 use abi::{DomId, EvtchnPort, GrantRef};
 use alloc::vec::Vec;
@@ -35,15 +35,15 @@ fn encode(body: &mut Vec<u32>, me: DomId, vif: &Directory) -> Option<()> {
     let keys = vif.keys.as_ref().ok()?;
     let [a, b, c, d, e, f] = vif.mac?;
     // Paths are not kept; a vif with others than the usual ones has no place here.
-    let usual = (back_path(me, KIND, vif.frontend, vif.device), front_path(KIND, vif.frontend, vif.device));
-    if (&vif.back, &vif.front) != (&usual.0, &usual.1) {
+    let Place { frontend, device, .. } = vif.place;
+    if vif.place != Place::usual(me, KIND, frontend, device) {
         return None;
     }
     let x = &keys.features;
     let features = [x.sg, x.gso_v4, x.gso_v6, x.blank_v4, x.blank_v6, x.groups];
     let bits = features.iter().zip(FEATURES..).fold(0, |bits, (&on, bit)| bits | u32::from(on) << bit);
     body.extend([
-        u32::from(vif.frontend.0) | u32::from(vif.device) << 16,
+        u32::from(frontend.0) | u32::from(device) << 16,
         u32::from_le_bytes([a, b, c, d]),
         u32::from_le_bytes([e, f, 0, 0]) | bits,
         keys.tx_ring.0,
@@ -63,12 +63,8 @@ fn decode(rest: &mut &[u32], me: DomId) -> Option<Directory> {
     let port = |n: u32| (n != 0 && n < abi::evtchn::NR_CHANNELS_2L).then_some(EvtchnPort(n));
     *rest = tail;
     let rules = cache::take_text(rest)?;
-    let (frontend, device) = (DomId(*id as u16), (*id >> 16) as u16);
     Some(Directory {
-        frontend,
-        device,
-        back: back_path(me, KIND, frontend, device),
-        front: front_path(KIND, frontend, device),
+        place: Place::usual(me, KIND, DomId(*id as u16), (*id >> 16) as u16),
         mac: Some(mac).filter(|mac| !is_group(mac) && *mac != [0; 6])?.into(),
         rules,
         back_state: XenbusState::Connected,
@@ -99,12 +95,8 @@ mod tests {
     const ME: DomId = DomId(1);
 
     fn vif(frontend: u16, device: u16, rules: Option<String>, seed: u32) -> Directory {
-        let frontend = DomId(frontend);
         Directory {
-            frontend,
-            device,
-            back: back_path(ME, KIND, frontend, device),
-            front: front_path(KIND, frontend, device),
+            place: Place::usual(ME, KIND, DomId(frontend), device),
             mac: Some([2, 0, 0, 0, (seed >> 8) as u8, seed as u8]),
             rules,
             back_state: XenbusState::Connected,
@@ -144,7 +136,7 @@ mod tests {
     fn a_vif_with_other_paths_is_not_kept() {
         let page = TestPage::default();
         let mut odd = vif(3, 0, None, 7);
-        odd.front = "/local/domain/3/device/other/0".into();
+        odd.place.front = "/local/domain/3/device/other/0".into();
         save(&page, ME, [vif(2, 0, None, 7), odd].iter());
         assert_eq!(load(&page, ME), None);
     }

@@ -8,7 +8,7 @@
 
 use crate::nic::MacAddr;
 use crate::{Store, StoreError};
-use ::backend::xenbus::{self, Found};
+use ::backend::xenbus::{self, Found, Place};
 use abi::io::xenbus::XenbusState;
 use abi::{DomId, EvtchnPort, GrantRef};
 use alloc::format;
@@ -18,12 +18,7 @@ use alloc::vec::Vec;
 /// One vif's directories and states, as they stand in xenstore.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Directory {
-    pub frontend: DomId,
-    pub device: u16,
-    /// Our directory.
-    pub back: String,
-    /// The frontend's.
-    pub front: String,
+    pub place: Place,
     pub mac: Option<MacAddr>,
     /// The firewall's rules.
     pub rules: Option<String>,
@@ -93,10 +88,7 @@ pub(crate) fn discover<S: Store>(store: &mut S, me: DomId) -> Result<Vec<Directo
 fn directory(found: Found<2, 12>) -> Directory {
     let [mac, rules] = found.back_values;
     Directory {
-        frontend: found.frontend,
-        device: found.device,
-        back: found.back,
-        front: found.front,
+        place: found.place,
         mac: mac.as_deref().and_then(parse_mac),
         rules,
         back_state: found.back_state,

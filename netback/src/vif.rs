@@ -5,10 +5,10 @@ use crate::negotiate::{Directory, Features, Keys};
 use crate::nic::{GsoKind, MacAddr, is_group};
 use crate::tx::{Notes, TxPacket, VifFault};
 use crate::{Platform, PortId};
+use ::backend::xenbus::Place;
 use abi::io::xenbus::XenbusState;
-use abi::{DomId, Errno, EvtchnPort, GrantRef};
+use abi::{Errno, EvtchnPort, GrantRef};
 use alloc::collections::VecDeque;
-use alloc::string::String;
 use core::fmt;
 use ring::{AttachError, BackRing, Recovery, RingId, RingKind, RxBackRing, SharedMem, TxBackRing};
 
@@ -90,10 +90,7 @@ pub(crate) struct Connection<M> {
 
 /// A vif, connected or not.
 pub(crate) struct Vif<M> {
-    pub frontend: DomId,
-    pub device: u16,
-    pub back: String,
-    pub front: String,
+    pub place: Place,
     pub mac: Option<MacAddr>,
     /// What we last wrote, or found, in our state node.
     pub state: XenbusState,
@@ -106,10 +103,7 @@ pub(crate) struct Vif<M> {
 impl<M> Vif<M> {
     pub fn new(directory: &Directory) -> Self {
         Self {
-            frontend: directory.frontend,
-            device: directory.device,
-            back: directory.back.clone(),
-            front: directory.front.clone(),
+            place: directory.place.clone(),
             mac: directory.mac,
             state: directory.back_state,
             connection: None,
@@ -120,7 +114,7 @@ impl<M> Vif<M> {
 
     /// Is this the vif of that directory?
     pub fn is(&self, directory: &Directory) -> bool {
-        self.frontend == directory.frontend && self.device == directory.device
+        (self.place.frontend, self.place.device) == (directory.place.frontend, directory.place.device)
     }
 
     pub fn port(slot: usize) -> PortId {
@@ -130,7 +124,7 @@ impl<M> Vif<M> {
 
 impl<M> fmt::Display for Vif<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "vif{}.{}", self.frontend, self.device)
+        write!(f, "vif{}.{}", self.place.frontend, self.place.device)
     }
 }
 
@@ -144,13 +138,14 @@ impl<M: SharedMem> Connection<M> {
         recovery: Option<&mut Recovery<S>>,
         epoch: u32,
     ) -> Result<Self, ConnectError> {
-        let id = |kind, gref| RingId { frontend: vif.frontend, device: vif.device, kind, queue: 0, gref };
+        let Place { frontend, device, .. } = vif.place;
+        let id = |kind, gref| RingId { frontend, device, kind, queue: 0, gref };
         let ids = [id(RingKind::NetTx, keys.tx_ring), id(RingKind::NetRx, keys.rx_ring)];
-        let pages = platform.map(vif.frontend, [keys.tx_ring, keys.rx_ring]);
+        let pages = platform.map(frontend, [keys.tx_ring, keys.rx_ring]);
         let pages = pages.map_err(|errno| ConnectError::Map(keys.tx_ring, errno))?;
         let (tx, rx) = rings(pages, ids, recovery).map_err(ConnectError::Ring)?;
         let bind =
-            |platform: &mut P, port| platform.bind(vif.frontend, port).map_err(|errno| ConnectError::Bind(port, errno));
+            |platform: &mut P, port| platform.bind(frontend, port).map_err(|errno| ConnectError::Bind(port, errno));
         let tx_port = bind(platform, keys.tx_port)?;
         let rx_port = match keys.rx_port == keys.tx_port {
             true => tx_port,

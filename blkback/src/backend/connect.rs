@@ -103,7 +103,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
             return Ok(());
         }
         for directory in directories {
-            store.watch(&state_of(&directory.front))?;
+            store.watch(&state_of(&directory.place.front))?;
         }
         for directory in directories {
             self.follow(store, directory);
@@ -113,7 +113,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
 
     /// The store says that something at `path` changed. The next turns look at it.
     pub fn store_changed(&mut self, path: &str) {
-        let vbds = self.vbds.iter().flatten().map(|vbd| (vbd.back.as_str(), vbd.front.as_str()));
+        let vbds = self.vbds.iter().flatten().map(|vbd| (vbd.place.back.as_str(), vbd.place.front.as_str()));
         if xenbus::concerns(path, (self.me, KIND), vbds, &["source", "mode", "frontend", "online"]) {
             self.look_again();
         }
@@ -145,7 +145,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
             let Some(vbd) = self.vbds.get(slot).and_then(Option::as_ref) else { continue };
             if !directories.iter().any(|directory| vbd.is(directory)) {
                 log::info!("{vbd}: removed");
-                store.unwatch(&state_of(&vbd.front));
+                store.unwatch(&state_of(&vbd.place.front));
                 self.disconnect(slot);
                 // What the drive still has of it keeps its place.
                 if let Some(place) = self.vbds.get_mut(slot) {
@@ -163,7 +163,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         if !self.watching {
             store.watch(&xenbus::root(self.me, KIND))?;
             for vbd in self.vbds.iter().flatten() {
-                store.watch(&state_of(&vbd.front))?;
+                store.watch(&state_of(&vbd.place.front))?;
             }
             self.watching = true;
         }
@@ -230,8 +230,8 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     fn place_for<St: Store>(&mut self, store: &mut St, directory: &Directory) -> Option<usize> {
         let free = self.vbds.iter().position(Option::is_none);
         let slot = free.or_else(|| (self.vbds.len() < MAX_VBDS).then_some(self.vbds.len()))?;
-        if let Err(error) = store.watch(&state_of(&directory.front)) {
-            log::warn!("xenstore: {error:?}; {} is not followed", directory.front);
+        if let Err(error) = store.watch(&state_of(&directory.place.front)) {
+            log::warn!("xenstore: {error:?}; {} is not followed", directory.place.front);
             return None;
         }
         if slot == self.vbds.len() {
@@ -244,7 +244,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     /// Writes our state node.
     fn say<St: Store>(&mut self, store: &mut St, slot: usize, state: XenbusState) {
         let Some(vbd) = self.vbds.get(slot).and_then(Option::as_ref) else { return };
-        let nodes = [xenbus::state(&vbd.back, state)];
+        let nodes = [xenbus::state(&vbd.place.back, state)];
         self.write(store, slot, state, &nodes);
     }
 
@@ -253,7 +253,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         self.disconnect(slot);
         let Some(vbd) = self.vbds.get(slot).and_then(Option::as_ref) else { return };
         log::error!("{vbd}: {why}; closing it");
-        let nodes = [negotiate::error(&vbd.back, why), xenbus::state(&vbd.back, state)];
+        let nodes = [negotiate::error(&vbd.place.back, why), xenbus::state(&vbd.place.back, state)];
         self.write(store, slot, state, &nodes);
     }
 
@@ -304,7 +304,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         let Some(vbd) = self.vbds.get_mut(slot).and_then(Option::as_mut) else { return };
         vbd.extent = Some(extent);
         vbd.read_only = directory.read_only || info.read_only;
-        let nodes = offer(&vbd.back, &extent, vbd.read_only, &info, &self.config);
+        let nodes = offer(&vbd.place.back, &extent, vbd.read_only, &info, &self.config);
         self.write(store, slot, XenbusState::InitWait, &nodes);
     }
 
@@ -362,7 +362,8 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
             let Some(vbd) = self.vbds.get(slot).and_then(Option::as_ref) else { continue };
             if vbd.connection.as_ref().is_some_and(|connection| connection.extent.drive == id) {
                 let why = format!("drive {} has gone", id.0);
-                let nodes = [negotiate::error(&vbd.back, &why), xenbus::state(&vbd.back, XenbusState::Closing)];
+                let nodes =
+                    [negotiate::error(&vbd.place.back, &why), xenbus::state(&vbd.place.back, XenbusState::Closing)];
                 self.write(store, slot, XenbusState::Closing, &nodes);
             }
         }

@@ -58,7 +58,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         let missing = self.is_missing(drive, self.platform.now_us());
         let mut pages = self.page_room(slot).saturating_sub(maps.len());
         let Some(vbd) = self.vbds.get_mut(slot).and_then(Option::as_mut) else { return };
-        let frontend = vbd.frontend;
+        let frontend = vbd.place.frontend;
         let Some(connection) = &mut vbd.connection else { return };
         connection.stalled = false;
         let limits = match info {

@@ -165,7 +165,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         let mut wanting = Vec::new();
         for &ticket in chosen {
             let Some(vbd) = self.vbds.get_mut(ticket.slot).and_then(Option::as_mut) else { continue };
-            let dom = vbd.frontend;
+            let dom = vbd.place.frontend;
             let Some(connection) = &mut vbd.connection else { continue };
             let Some(request) = connection.line.get_mut(ticket.index) else { continue };
             if !request.held.is_empty() || request.segments.is_empty() {

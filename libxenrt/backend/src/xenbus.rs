@@ -21,16 +21,26 @@ pub fn root(me: DomId, kind: &str) -> String {
     format!("/local/domain/{me}/backend/{kind}")
 }
 
-/// The directory of a device on our side.
-#[must_use]
-pub fn back_path(me: DomId, kind: &str, frontend: DomId, device: u16) -> String {
-    format!("{}/{frontend}/{device}", root(me, kind))
+/// Whose a device is and where its directories are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Whose.
+    pub frontend: DomId,
+    /// Its number there.
+    pub device: u16,
+    /// Our directory.
+    pub back: String,
+    /// The frontend's.
+    pub front: String,
 }
 
-/// The usual directory of a device on its frontend's side.
-#[must_use]
-pub fn front_path(kind: &str, frontend: DomId, device: u16) -> String {
-    format!("/local/domain/{frontend}/device/{kind}/{device}")
+impl Place {
+    /// With the usual directories.
+    #[must_use]
+    pub fn usual(me: DomId, kind: &str, frontend: DomId, device: u16) -> Self {
+        let back = format!("{}/{frontend}/{device}", root(me, kind));
+        Self { frontend, device, back, front: format!("/local/domain/{frontend}/device/{kind}/{device}") }
+    }
 }
 
 /// The state node of either side's directory.
@@ -77,14 +87,8 @@ pub fn concerns<'a>(
 /// A device whose directory on our side names its frontend's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found<const B: usize, const F: usize> {
-    /// Whose.
-    pub frontend: DomId,
-    /// Its number there.
-    pub device: u16,
-    /// Our directory.
-    pub back: String,
-    /// The frontend's.
-    pub front: String,
+    /// Where.
+    pub place: Place,
     /// Our state.
     pub back_state: XenbusState,
     /// The frontend's.
@@ -128,10 +132,11 @@ pub fn discover<S: Store, const B: usize, const F: usize>(
         let back_values = back_nodes.map(|_| next());
         let Some(front) = front.filter(|front| !front.is_empty()) else { continue };
         let (front_state, front_values) = (XenbusState::Unknown, front_nodes.map(|_| None));
-        all.push(Found { frontend, device, back, front, back_state, front_state, back_values, front_values });
+        let place = Place { frontend, device, back, front };
+        all.push(Found { place, back_state, front_state, back_values, front_values });
     }
     let theirs = |front: &str| below(front, &["state"]).into_iter().chain(below(front, &front_nodes));
-    let nodes: Vec<String> = all.iter().flat_map(|found| theirs(&found.front)).collect();
+    let nodes: Vec<String> = all.iter().flat_map(|found| theirs(&found.place.front)).collect();
     let mut values = store.read(&nodes)?.into_iter();
     let mut next = || values.next().flatten();
     for found in &mut all {

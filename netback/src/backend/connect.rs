@@ -126,7 +126,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
             return Ok(());
         }
         for directory in directories {
-            store.watch(&state_of(&directory.front))?;
+            store.watch(&state_of(&directory.place.front))?;
         }
         for directory in directories {
             self.follow(store, directory);
@@ -158,7 +158,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
 
     /// The store says that something at `path` changed. The next turns look at it.
     pub fn store_changed(&mut self, path: &str) {
-        let vifs = self.vifs.iter().flatten().map(|vif| (vif.back.as_str(), vif.front.as_str()));
+        let vifs = self.vifs.iter().flatten().map(|vif| (vif.place.back.as_str(), vif.place.front.as_str()));
         let relevant = xenbus::concerns(path, (self.me, KIND), vifs, &["rules", "mac", "frontend", "online"]);
         if relevant && self.scan_since_us.is_none() {
             self.scan_since_us = Some(self.platform.now_us());
@@ -186,7 +186,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
             let Some(vif) = self.vifs.get(slot).and_then(Option::as_ref) else { continue };
             if !directories.iter().any(|directory| vif.is(directory)) {
                 log::info!("{vif}: removed");
-                store.unwatch(&state_of(&vif.front));
+                store.unwatch(&state_of(&vif.place.front));
                 self.disconnect(slot);
                 if let Some(vif) = self.vifs.get_mut(slot) {
                     *vif = None;
@@ -203,7 +203,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         if !self.watching {
             store.watch(&xenbus::root(self.me, KIND))?;
             for vif in self.vifs.iter().flatten() {
-                store.watch(&state_of(&vif.front))?;
+                store.watch(&state_of(&vif.place.front))?;
             }
             self.watching = true;
         }
@@ -283,8 +283,8 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
     fn admit<St: Store>(&mut self, store: &mut St, directory: &Directory) -> Option<usize> {
         let free = self.vifs.iter().position(Option::is_none);
         let slot = free.or_else(|| (self.vifs.len() < PortId::MAX.saturating_sub(1)).then_some(self.vifs.len()))?;
-        if let Err(error) = store.watch(&state_of(&directory.front)) {
-            log::warn!("xenstore: {error:?}; {} is not followed", directory.front);
+        if let Err(error) = store.watch(&state_of(&directory.place.front)) {
+            log::warn!("xenstore: {error:?}; {} is not followed", directory.place.front);
             return None;
         }
         if slot == self.vifs.len() {
@@ -299,8 +299,8 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         let Some(vif) = self.vifs.get_mut(slot).and_then(Option::as_mut) else { return };
         vif.state = state;
         let nodes = match state {
-            XenbusState::InitWait => offer(&vif.back),
-            _ => alloc::vec![xenbus::state(&vif.back, state)],
+            XenbusState::InitWait => offer(&vif.place.back),
+            _ => alloc::vec![xenbus::state(&vif.place.back, state)],
         };
         if let Err(error) = store.write(&nodes) {
             log::warn!("{vif}: state {state:?} could not be written: {error:?}");

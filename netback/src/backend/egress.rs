@@ -58,7 +58,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
     fn deliver_to(&mut self, slot: usize, now_us: u64, done: &mut Vec<(FrameId, bool)>) -> Result<(), VifFault> {
         loop {
             let Some(vif) = self.vifs.get_mut(slot).and_then(Option::as_mut) else { return Ok(()) };
-            let target = Target { vif: slot, frontend: vif.frontend };
+            let target = Target { vif: slot, frontend: vif.place.frontend };
             let Some(connection) = &mut vif.connection else { return Ok(()) };
             let Some(&Waiting { id, until_us, shared, .. }) = connection.waiting.front() else { return Ok(()) };
             let Some(frame) = self.frames.get(id) else {

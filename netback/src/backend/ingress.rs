@@ -129,7 +129,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         let share = self.share();
         for _ in 0..self.config.budget {
             let Some(vif) = self.vifs.get_mut(slot).and_then(Option::as_mut) else { return };
-            let frontend = vif.frontend;
+            let frontend = vif.place.frontend;
             let Some(connection) = &mut vif.connection else { return };
             let parsed = match connection.stalled.take() {
                 Some(packet) => Ok(Some(packet)),

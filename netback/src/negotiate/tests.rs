@@ -63,8 +63,8 @@ fn all_vifs_are_found_in_four_round_trips() {
     let vifs = discover(&mut tree, DomId(2)).unwrap();
     assert_eq!(tree.1, 4);
     assert_eq!(vifs.len(), 3);
-    let vif = vifs.iter().find(|vif| vif.device == 1).unwrap();
-    assert_eq!((vif.frontend, vif.back_state, vif.front_state), (DomId(3), Connected, Connected));
+    let vif = vifs.iter().find(|vif| vif.place.device == 1).unwrap();
+    assert_eq!((vif.place.frontend, vif.back_state, vif.front_state), (DomId(3), Connected, Connected));
     assert_eq!(vif.mac, Some([2, 0, 0, 0, 0, 7]));
     let keys = vif.keys.unwrap();
     assert_eq!((keys.tx_ring, keys.rx_ring), (GrantRef(768), GrantRef(769)));
