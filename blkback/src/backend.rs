@@ -17,6 +17,7 @@ use crate::grants::Known;
 use crate::table::{Drive, Table, Ticket};
 use crate::vbd::{Vbd, VbdStats};
 use crate::{MapRequest, Platform};
+use ::backend::Devices;
 use abi::{DomId, EvtchnPort};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -157,7 +158,7 @@ pub struct Backend<P: Platform, D, M, S> {
     scratch: M,
     survivor: Survivor<S>,
     drives: Vec<Drive>,
-    vbds: Vec<Option<Vbd<P::Page>>>,
+    vbds: Devices<Vbd<P::Page>>,
     flights: Vec<Option<Flight>>,
     /// The vbd that goes first in this turn.
     first: usize,
@@ -172,10 +173,6 @@ pub struct Backend<P: Platform, D, M, S> {
     patience_until_us: u64,
     /// The hypervisor had no room for mappings: when to try again.
     retry_us: Option<u64>,
-    /// The store's watches are set.
-    watching: bool,
-    /// Xenstore may say something new, since when (or from when on it is to be asked).
-    scan_since_us: Option<u64>,
     /// Something came or was done since requests were last chosen.
     stirred: bool,
     ports: Vec<EvtchnPort>,
@@ -200,7 +197,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         if worked {
             self.polling.found(now_us);
         }
-        if self.scan_due(worked, now_us) {
+        if self.vbds.due(worked, now_us) {
             self.scan(store);
             return Turn::Again;
         }
@@ -237,7 +234,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         self.unmap();
         self.platform.crash_point();
         let mut any = false;
-        for vbd in self.vbds.iter_mut().flatten() {
+        for vbd in self.vbds.iter_mut() {
             let Some(connection) = &mut vbd.connection else { continue };
             let published = connection.ring.publish(&mut self.survivor);
             connection.line.published(published.count);
@@ -284,8 +281,8 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         self.armed = true;
         self.disks.interrupts_enable(true);
         let mut more = self.reap();
-        for (slot, vbd) in self.vbds.iter_mut().enumerate() {
-            let Some(connection) = vbd.as_mut().and_then(|vbd| vbd.connection.as_mut()) else { continue };
+        for (slot, vbd) in self.vbds.enumerate_mut() {
+            let Some(connection) = &mut vbd.connection else { continue };
             // What is left in a stalled ring waits for pages or its drive, and that comes with the drives' work.
             let wanted =
                 if connection.stalled { connection.ring.pending().map(|n| n.saturating_add(1)) } else { Ok(1) };
@@ -302,8 +299,8 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
 
     /// When to look again although no event came.
     fn deadline(&mut self, now_us: u64) -> Option<u64> {
-        let scan = self.scan_since_us.map(|since| since.max(now_us));
-        let stalled = self.vbds.iter().flatten().filter_map(|vbd| vbd.connection.as_ref()).any(|c| c.stalled);
+        let scan = self.vbds.due_us(now_us);
+        let stalled = self.vbds.iter().filter_map(|vbd| vbd.connection.as_ref()).any(|c| c.stalled);
         let missing = (stalled && now_us < self.patience_until_us).then_some(self.patience_until_us);
         [self.disks.tick(), scan, self.retry_us, missing].into_iter().flatten().min()
     }
@@ -351,8 +348,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     fn page_room(&self, slot: usize) -> usize {
         let reserve = self.page_reserve();
         let mut free = usize::from(self.config.mappings).saturating_sub(self.garbage.len());
-        for (other, vbd) in self.vbds.iter().enumerate() {
-            let Some(vbd) = vbd else { continue };
+        for (other, vbd) in self.vbds.enumerate() {
             let mapped = vbd.mapped();
             let kept = if other != slot && vbd.connection.is_some() { mapped.max(reserve) } else { mapped };
             free = free.saturating_sub(kept);
@@ -382,7 +378,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
 
     /// All vbds.
     pub fn vbds(&self) -> impl Iterator<Item = VbdStatus> {
-        self.vbds.iter().flatten().map(|vbd| {
+        self.vbds.iter().map(|vbd| {
             let extent = vbd.extent;
             let connection = vbd.connection.as_ref();
             VbdStatus {
@@ -409,12 +405,12 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
 
     /// Requests not answered and commands not completed: both 0 when nothing is in flight.
     pub fn in_flight(&self) -> (usize, usize) {
-        let lines = self.vbds.iter().flatten().filter_map(|vbd| vbd.connection.as_ref());
+        let lines = self.vbds.iter().filter_map(|vbd| vbd.connection.as_ref());
         (lines.map(|connection| connection.line.len()).sum(), self.flights.iter().flatten().count())
     }
 
     /// How vbd `slot` is called in messages.
     fn name(&self, slot: usize) -> String {
-        self.vbds.get(slot).and_then(Option::as_ref).map_or_else(String::new, |vbd| alloc::format!("{vbd}"))
+        self.vbds.get(slot).map_or_else(String::new, |vbd| alloc::format!("{vbd}"))
     }
 }

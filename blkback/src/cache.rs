@@ -22,9 +22,9 @@ const MAGIC: u32 = 0x7364_6276;
 /// Words of a vbd before its ring pages.
 const FIXED: usize = 7;
 
-/// Keeps the connected vbds, or nothing where they do not fit.
-pub(crate) fn save<'a, S: SharedMem>(page: &S, me: DomId, vbds: impl Iterator<Item = &'a Directory>) {
-    cache::save(page, MAGIC, vbds, |body, vbd| encode(body, me, vbd));
+/// Keeps the connected vbds, or nothing where they do not fit or one is not known.
+pub(crate) fn save<'a, S: SharedMem>(page: &S, me: DomId, vbds: impl Iterator<Item = Option<&'a Directory>>) {
+    cache::save(page, MAGIC, vbds, |body, vbd| encode(body, me, vbd?));
 }
 
 /// What was kept; `None` where nothing was, or it is damaged.
@@ -112,7 +112,7 @@ mod tests {
         ) {
             let page = TestPage::default();
             let kept: Vec<Directory> = vbds.into_iter().map(|(f, v, s, o, n)| vbd(f, v, s, o, n)).collect();
-            save(&page, ME, kept.iter());
+            save(&page, ME, kept.iter().map(Some));
             prop_assert_eq!(load(&page, ME), Some(kept));
         }
     }
@@ -122,7 +122,7 @@ mod tests {
         let page = TestPage::default();
         let mut odd = vbd(3, 0, "drive=0".into(), 0, 7);
         odd.place.front = "/local/domain/3/device/other/0".into();
-        save(&page, ME, [vbd(2, 0, "drive=0".into(), 0, 7), odd].iter());
+        save(&page, ME, [vbd(2, 0, "drive=0".into(), 0, 7), odd].iter().map(Some));
         assert_eq!(load(&page, ME), None);
     }
 }

@@ -40,6 +40,12 @@ pub(crate) struct Directory {
     pub keys: Result<Keys, BadKey>,
 }
 
+impl AsRef<Place> for Directory {
+    fn as_ref(&self) -> &Place {
+        &self.place
+    }
+}
+
 /// What a frontend tells before it is connected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Keys {

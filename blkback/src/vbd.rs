@@ -3,17 +3,19 @@
 use crate::disk::DriveInfo;
 use crate::grants::{Grants, Held};
 use crate::line::{Line, Phase};
-use crate::negotiate::{Directory, Keys, indirect_segments};
+use crate::negotiate::{self, Directory, Keys, indirect_segments};
 use crate::request::{Kind, Limits};
 use crate::source::{Extent, sector_ratio};
 use crate::{Config, MapError, MapRequest, Platform};
+use ::backend::Device;
 use ::backend::xenbus::Place;
 use abi::io::blkif::{SECTOR_SIZE, rsp, slots};
 use abi::io::xenbus::XenbusState;
-use abi::{Errno, EvtchnPort, GrantRef};
+use abi::{DomId, Errno, EvtchnPort, GrantRef};
 use alloc::vec::Vec;
 use core::fmt;
 use ring::{AttachError, BlkBackRing, Pages, Recovery, RingFault, RingId, RingKind, SharedMem};
+use xenstore::{Store, StoreError};
 
 /// Indirect pages kept mapped for one vbd.
 const KEPT_LISTS: usize = 64;
@@ -136,8 +138,17 @@ pub(crate) struct Vbd<M> {
     pub stats: VbdStats,
 }
 
-impl<M> Vbd<M> {
-    pub fn new(directory: &Directory) -> Self {
+impl<M> Device for Vbd<M> {
+    const KIND: &'static str = negotiate::KIND;
+    const MAX: usize = 64;
+    const NODES: &'static [&'static str] = &["source", "mode", "frontend", "online"];
+    type Directory = Directory;
+
+    fn discover<S: Store>(store: &mut S, me: DomId) -> Result<Vec<Directory>, StoreError> {
+        negotiate::discover(store, me)
+    }
+
+    fn new(directory: &Directory) -> Self {
         Self {
             place: directory.place.clone(),
             state: directory.back_state,
@@ -150,11 +161,12 @@ impl<M> Vbd<M> {
         }
     }
 
-    /// Is this the vbd of that directory?
-    pub fn is(&self, directory: &Directory) -> bool {
-        (self.place.frontend, self.place.device) == (directory.place.frontend, directory.place.device)
+    fn place(&self) -> &Place {
+        &self.place
     }
+}
 
+impl<M> Vbd<M> {
     /// Pages mapped.
     pub fn mapped(&self) -> usize {
         let orphans = self.orphans.iter().fold(0, |n: usize, orphans| n.saturating_add(orphans.pages.len()));

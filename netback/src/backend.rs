@@ -21,6 +21,7 @@ use crate::rx::Batch;
 use crate::tx::VifFault;
 use crate::vif::{Connection, Vif, VifStats};
 use crate::{Area, Fabric, Platform, PortId, Store};
+use ::backend::Devices;
 use abi::grant::GrantCopy;
 use abi::io::netif::rsp;
 use abi::{DomId, EvtchnPort};
@@ -128,7 +129,7 @@ pub struct Backend<P: Platform, N, A, F, S> {
     survivor: Survivor<S>,
     pool: Pool<A>,
     frames: Frames,
-    vifs: Vec<Option<Vif<P::Page>>>,
+    vifs: Devices<Vif<P::Page>>,
     /// The vif that goes first in this turn.
     first: usize,
     next_epoch: u32,
@@ -143,10 +144,6 @@ pub struct Backend<P: Platform, N, A, F, S> {
     gro: Gro,
     armed: bool,
     last_work_us: u64,
-    /// The store's watches are set.
-    watching: bool,
-    /// Xenstore may say something new, since when (or from when on it is to be asked).
-    scan_since_us: Option<u64>,
     // Kept between turns for their memory.
     copies: Vec<GrantCopy>,
     incoming: Vec<Incoming>,
@@ -171,7 +168,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         if worked {
             self.last_work_us = now_us;
         }
-        if self.scan_due(worked, now_us) {
+        if self.vifs.due(worked, now_us) {
             self.scan(store);
             return Turn::Again;
         }
@@ -209,7 +206,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
     fn publish(&mut self) -> bool {
         let mut due = self.frames.take_due();
         for (origin, delivered) in due.drain(..) {
-            let Some(vif) = self.vifs.get_mut(origin.vif).and_then(Option::as_mut) else { continue };
+            let Some(vif) = self.vifs.get_mut(origin.vif) else { continue };
             let Some(connection) = &mut vif.connection else { continue };
             if !delivered {
                 vif.stats.tx_dropped = vif.stats.tx_dropped.saturating_add(1);
@@ -221,7 +218,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         }
         self.frames.reuse_due(due);
         let mut any = false;
-        for vif in self.vifs.iter_mut().flatten() {
+        for vif in self.vifs.iter_mut() {
             let Some(connection) = &mut vif.connection else { continue };
             for (published, port) in [
                 (connection.tx.publish(&mut self.survivor), connection.tx_port),
@@ -262,8 +259,8 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         self.nic.interrupts_enable(true);
         let mut more = self.reap_nic();
         more |= self.receive(self.platform.now_us());
-        for (slot, vif) in self.vifs.iter_mut().enumerate() {
-            let Some(connection) = vif.as_mut().and_then(|vif| vif.connection.as_mut()) else { continue };
+        for (slot, vif) in self.vifs.enumerate_mut() {
+            let Some(connection) = &mut vif.connection else { continue };
             // A stalled packet waits for buffers, and these come back with work of the NIC or of another vif.
             let tx = if connection.stalled.is_some() { Ok(false) } else { connection.tx.arm(1) };
             let rx = match connection.waiting.is_empty() {
@@ -284,10 +281,10 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
 
     /// When to look again although no event came: a line that waits for a frontend, or a NIC that should have sent.
     fn deadline(&self, now_us: u64) -> Option<u64> {
-        let lines = self.vifs.iter().flatten().filter_map(|vif| vif.connection.as_ref());
+        let lines = self.vifs.iter().filter_map(|vif| vif.connection.as_ref());
         let waiting = lines.filter_map(|connection| connection.waiting.front()).map(|frame| frame.until_us).min();
         let sending = (!self.in_nic.is_empty()).then(|| now_us.saturating_add(100_000));
-        let scan = self.scan_since_us.map(|since| since.max(now_us));
+        let scan = self.vifs.due_us(now_us);
         [waiting, sending, scan].into_iter().flatten().min()
     }
 
@@ -315,7 +312,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
 
     /// A connected vif.
     fn connection(&mut self, slot: usize) -> Option<&mut Connection<P::Page>> {
-        self.vifs.get_mut(slot)?.as_mut()?.connection.as_mut()
+        self.vifs.get_mut(slot)?.connection.as_mut()
     }
 
     fn copy(&mut self, to_vifs: bool) {
@@ -349,11 +346,10 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
 
     /// All vifs, with the port of the switch they are at.
     pub fn vifs(&self) -> impl Iterator<Item = (PortId, VifStatus)> {
-        self.vifs.iter().enumerate().filter_map(|(slot, vif)| {
-            let vif = vif.as_ref()?;
+        self.vifs.enumerate().map(|(slot, vif)| {
             let (frontend, device, stats) = (vif.place.frontend, vif.place.device, vif.stats);
             let status = VifStatus { frontend, device, connected: vif.connection.is_some(), stats };
-            Some((Vif::<P::Page>::port(slot), status))
+            (Vif::<P::Page>::port(slot), status)
         })
     }
 

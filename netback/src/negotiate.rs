@@ -28,6 +28,12 @@ pub(crate) struct Directory {
     pub keys: Result<Keys, BadKey>,
 }
 
+impl AsRef<Place> for Directory {
+    fn as_ref(&self) -> &Place {
+        &self.place
+    }
+}
+
 /// What a frontend tells before it is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Keys {

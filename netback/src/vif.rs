@@ -1,14 +1,16 @@
 //! One guest's network device: its rings while they are connected, what its frontend can take, what waits for it.
 
 use crate::frames::{FrameId, Offload, Origin};
-use crate::negotiate::{Directory, Features, Keys};
+use crate::negotiate::{self, Directory, Features, Keys};
 use crate::nic::{GsoKind, MacAddr, is_group};
 use crate::tx::{Notes, TxPacket, VifFault};
-use crate::{Platform, PortId};
+use crate::{Platform, PortId, Store, StoreError};
+use ::backend::Device;
 use ::backend::xenbus::Place;
 use abi::io::xenbus::XenbusState;
-use abi::{Errno, EvtchnPort, GrantRef};
+use abi::{DomId, Errno, EvtchnPort, GrantRef};
 use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 use core::fmt;
 use ring::{AttachError, BackRing, Recovery, RingId, RingKind, RxBackRing, SharedMem, TxBackRing};
 
@@ -100,8 +102,17 @@ pub(crate) struct Vif<M> {
     pub stats: VifStats,
 }
 
-impl<M> Vif<M> {
-    pub fn new(directory: &Directory) -> Self {
+impl<M> Device for Vif<M> {
+    const KIND: &'static str = negotiate::KIND;
+    const MAX: usize = PortId::MAX.saturating_sub(1);
+    const NODES: &'static [&'static str] = &["rules", "mac", "frontend", "online"];
+    type Directory = Directory;
+
+    fn discover<S: Store>(store: &mut S, me: DomId) -> Result<Vec<Directory>, StoreError> {
+        negotiate::discover(store, me)
+    }
+
+    fn new(directory: &Directory) -> Self {
         Self {
             place: directory.place.clone(),
             mac: directory.mac,
@@ -112,11 +123,12 @@ impl<M> Vif<M> {
         }
     }
 
-    /// Is this the vif of that directory?
-    pub fn is(&self, directory: &Directory) -> bool {
-        (self.place.frontend, self.place.device) == (directory.place.frontend, directory.place.device)
+    fn place(&self) -> &Place {
+        &self.place
     }
+}
 
+impl<M> Vif<M> {
     pub fn port(slot: usize) -> PortId {
         PortId::vif(slot).unwrap_or(PortId::UPLINK)
     }

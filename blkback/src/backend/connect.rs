@@ -4,12 +4,12 @@ use super::{Backend, BackendStats, Parts};
 use crate::Platform;
 use crate::cache;
 use crate::disk::{Disks, DriveId};
-use crate::negotiate::{self, Directory, KIND, discover, offer};
+use crate::negotiate::{self, Directory, offer};
 use crate::source::{Extent, Source};
 use crate::table::{Drive, Unresolved};
 use crate::vbd::{Connection, Vbd};
-use ::backend::cache as framing;
-use ::backend::xenbus::{self, Step, state_of, step};
+use ::backend::Devices;
+use ::backend::xenbus::{self, Step, step};
 use abi::io::xenbus::XenbusState;
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -19,12 +19,6 @@ use hw::DmaMemory;
 use ring::{Polling, Recovery, SharedMem};
 use xenstore::{Store, StoreError};
 
-/// Vbds that one backend serves.
-const MAX_VBDS: usize = 64;
-/// How long work may put off a look at xenstore, in microseconds.
-const SCAN_DELAY_US: u64 = 5_000;
-/// When a start from the cache is compared with xenstore, in microseconds after it: the requests that waited come first.
-const VERIFY_DELAY_US: u64 = 50_000;
 /// How long a drive may take to be there after a start, in microseconds.
 const DRIVE_PATIENCE_US: u64 = 10_000_000;
 
@@ -40,24 +34,14 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         let mut platform = parts.platform;
         // Where nobody was connected, nobody is kept waiting by a look at the store.
         let cached = cache::load(recovery.page(), parts.me).filter(|kept| !parts.first_boot && !kept.is_empty());
-        let known = cached.is_some();
-        let directories = match cached {
-            Some(directories) => directories,
-            None => {
-                store.watch(&xenbus::root(parts.me, KIND))?;
-                discover(store, parts.me)?
-            }
-        };
-        let mut vbds: Vec<Option<Vbd<P::Page>>> = Vec::new();
+        let (mut vbds, directories) = Devices::<Vbd<P::Page>>::find(store, parts.me, cached)?;
         let mut next_epoch: u32 = 0;
-        for directory in directories.iter().take(MAX_VBDS) {
-            let mut vbd = Vbd::new(directory);
+        for (vbd, directory) in vbds.iter_mut().zip(&directories) {
             if step(directory.back_state, directory.front_state, false) == Step::Reattach {
                 next_epoch = next_epoch.wrapping_add(1);
                 let how = (next_epoch, &parts.config);
-                reattach(&mut platform, &mut vbd, directory, &mut recovery, how);
+                reattach(&mut platform, vbd, directory, &mut recovery, how);
             }
-            vbds.push(Some(vbd));
         }
         let now_us = platform.now_us();
         let mut backend = Self {
@@ -77,8 +61,6 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
             polling: Polling::new(parts.config.spin_us),
             patience_until_us: now_us.saturating_add(DRIVE_PATIENCE_US),
             retry_us: None,
-            watching: !known,
-            scan_since_us: known.then_some(now_us.saturating_add(VERIFY_DELAY_US)),
             stirred: true,
             ports: Vec::new(),
             faults: Vec::new(),
@@ -94,104 +76,57 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
 
     fn open<St: Store>(&mut self, store: &mut St, directories: &[Directory]) -> Result<(), StoreError> {
         self.disks.interrupts_enable(false);
-        let connections = self.vbds.iter().flatten().filter_map(|vbd| vbd.connection.as_ref());
+        let connections = self.vbds.iter().filter_map(|vbd| vbd.connection.as_ref());
         self.ports.extend(connections.map(|connection| connection.port));
         self.send_events();
         // All kicked: what follows is not in the way of anybody's requests.
         self.remember();
-        if !self.watching {
-            return Ok(());
-        }
-        for directory in directories {
-            store.watch(&state_of(&directory.place.front))?;
-        }
-        for directory in directories {
-            self.follow(store, directory);
+        if self.vbds.reattached(store, directories, self.platform.now_us())? {
+            directories.iter().for_each(|directory| self.follow(store, directory));
         }
         Ok(())
     }
 
     /// The store says that something at `path` changed. The next turns look at it.
     pub fn store_changed(&mut self, path: &str) {
-        let vbds = self.vbds.iter().flatten().map(|vbd| (vbd.place.back.as_str(), vbd.place.front.as_str()));
-        if xenbus::concerns(path, (self.me, KIND), vbds, &["source", "mode", "frontend", "online"]) {
-            self.look_again();
-        }
-    }
-
-    /// Is it time to look at the store? Requests come first, but not for ever.
-    pub(super) fn scan_due(&self, worked: bool, now_us: u64) -> bool {
-        let due = |since| now_us >= since && (!worked || now_us.saturating_sub(since) >= SCAN_DELAY_US);
-        self.scan_since_us.is_some_and(due)
+        self.vbds.changed(path, self.platform.now_us());
     }
 
     /// Xenstore is to be looked at soon.
     pub(super) fn look_again(&mut self) {
-        let now_us = self.platform.now_us();
-        self.scan_since_us = Some(self.scan_since_us.map_or(now_us, |since| since.min(now_us)));
+        self.vbds.look_at(self.platform.now_us());
     }
 
     /// Looks at the store and does what the states ask for.
     pub(super) fn scan<St: Store>(&mut self, store: &mut St) {
-        self.scan_since_us = None;
-        let directories = match self.watch(store).and_then(|()| discover(store, self.me)) {
-            Ok(directories) => directories,
-            Err(error) => {
-                log::warn!("xenstore: {error:?}; will look again");
-                return self.look_again();
-            }
-        };
-        for slot in 0..self.vbds.len() {
-            let Some(vbd) = self.vbds.get(slot).and_then(Option::as_ref) else { continue };
-            if !directories.iter().any(|directory| vbd.is(directory)) {
-                log::info!("{vbd}: removed");
-                store.unwatch(&state_of(&vbd.place.front));
-                self.disconnect(slot);
-                // What the drive still has of it keeps its place.
-                if let Some(place) = self.vbds.get_mut(slot) {
-                    place.take_if(|vbd| vbd.orphans.is_empty());
-                }
+        let Some(directories) = self.vbds.look(store) else { return self.look_again() };
+        for slot in self.vbds.gone(store, &directories) {
+            self.disconnect(slot);
+            // What the drive still has of it keeps its slot.
+            if self.vbds.get(slot).is_some_and(|vbd| vbd.orphans.is_empty()) {
+                self.vbds.remove(slot);
             }
         }
-        for directory in &directories {
-            self.follow(store, directory);
-        }
-    }
-
-    /// Sets the watches that a start from the cache has left out.
-    fn watch<St: Store>(&mut self, store: &mut St) -> Result<(), StoreError> {
-        if !self.watching {
-            store.watch(&xenbus::root(self.me, KIND))?;
-            for vbd in self.vbds.iter().flatten() {
-                store.watch(&state_of(&vbd.place.front))?;
-            }
-            self.watching = true;
-        }
-        Ok(())
+        directories.iter().for_each(|directory| self.follow(store, directory));
     }
 
     /// Leaves word of the connected vbds for the next instance.
     fn remember(&self) {
-        let connected = self.vbds.iter().flatten().filter(|vbd| vbd.connection.is_some());
-        if connected.clone().all(|vbd| vbd.known.is_some()) {
-            cache::save(self.survivor.page(), self.me, connected.filter_map(|vbd| vbd.known.as_ref()));
-        } else {
-            framing::clear(self.survivor.page());
-        }
+        let connected = self.vbds.iter().filter(|vbd| vbd.connection.is_some());
+        cache::save(self.survivor.page(), self.me, connected.map(|vbd| vbd.known.as_ref()));
     }
 
     /// Does what the states of one vbd ask for; makes the vbd if it is new.
     fn follow<St: Store>(&mut self, store: &mut St, directory: &Directory) {
-        let known = self.vbds.iter().position(|vbd| vbd.as_ref().is_some_and(|vbd| vbd.is(directory)));
-        let Some(slot) = known.or_else(|| self.place_for(store, directory)) else { return };
-        let Some(vbd) = self.vbds.get(slot).and_then(Option::as_ref) else { return };
+        let Some(slot) = self.vbds.slot_of(store, directory) else { return };
+        let Some(vbd) = self.vbds.get(slot) else { return };
         let live = vbd.connection.is_some();
         // What we know of our own state is newer than what was read.
         let todo = step(vbd.state, directory.front_state, live);
         if matches!(todo, Step::Offer | Step::Close(_)) {
             self.disconnect(slot);
         }
-        let orphans = self.vbds.get(slot).and_then(Option::as_ref).is_some_and(|vbd| !vbd.orphans.is_empty());
+        let orphans = self.vbds.get(slot).is_some_and(|vbd| !vbd.orphans.is_empty());
         if orphans && todo != Step::Stay {
             // The drive still moves data of its former life; this is looked at again when it is done.
             return;
@@ -209,7 +144,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
 
     /// Compares a live vbd with what the store says of it.
     fn verify<St: Store>(&mut self, store: &mut St, slot: usize, directory: &Directory) {
-        let Some(vbd) = self.vbds.get(slot).and_then(Option::as_ref) else { return };
+        let Some(vbd) = self.vbds.get(slot) else { return };
         let (Some(known), Some(connection)) = (&vbd.known, &vbd.connection) else { return };
         if known.keys != directory.keys {
             log::warn!("{vbd}: its frontend names another ring than that it is connected by");
@@ -227,23 +162,9 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         }
     }
 
-    fn place_for<St: Store>(&mut self, store: &mut St, directory: &Directory) -> Option<usize> {
-        let free = self.vbds.iter().position(Option::is_none);
-        let slot = free.or_else(|| (self.vbds.len() < MAX_VBDS).then_some(self.vbds.len()))?;
-        if let Err(error) = store.watch(&state_of(&directory.place.front)) {
-            log::warn!("xenstore: {error:?}; {} is not followed", directory.place.front);
-            return None;
-        }
-        if slot == self.vbds.len() {
-            self.vbds.push(None);
-        }
-        *self.vbds.get_mut(slot)? = Some(Vbd::new(directory));
-        Some(slot)
-    }
-
     /// Writes our state node.
     fn say<St: Store>(&mut self, store: &mut St, slot: usize, state: XenbusState) {
-        let Some(vbd) = self.vbds.get(slot).and_then(Option::as_ref) else { return };
+        let Some(vbd) = self.vbds.get(slot) else { return };
         let nodes = [xenbus::state(&vbd.place.back, state)];
         self.write(store, slot, state, &nodes);
     }
@@ -251,14 +172,14 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     /// Closes a vbd and says why.
     fn refuse<St: Store>(&mut self, store: &mut St, slot: usize, state: XenbusState, why: &str) {
         self.disconnect(slot);
-        let Some(vbd) = self.vbds.get(slot).and_then(Option::as_ref) else { return };
+        let Some(vbd) = self.vbds.get(slot) else { return };
         log::error!("{vbd}: {why}; closing it");
         let nodes = [negotiate::error(&vbd.place.back, why), xenbus::state(&vbd.place.back, state)];
         self.write(store, slot, state, &nodes);
     }
 
     fn write<St: Store>(&mut self, store: &mut St, slot: usize, state: XenbusState, nodes: &[(String, String)]) {
-        let Some(vbd) = self.vbds.get_mut(slot).and_then(Option::as_mut) else { return };
+        let Some(vbd) = self.vbds.get_mut(slot) else { return };
         vbd.state = state;
         if let Err(error) = store.write(nodes) {
             log::warn!("{vbd}: state {state:?} could not be written: {error:?}");
@@ -280,7 +201,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         }
         let Some(info) = self.info(source.drive) else {
             // It may still come.
-            self.scan_since_us.get_or_insert(self.patience_until_us);
+            self.vbds.look_at(self.patience_until_us);
             return None;
         };
         let drive = self.drives.get_mut(usize::from(source.drive.0))?;
@@ -301,7 +222,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     fn offer<St: Store>(&mut self, store: &mut St, slot: usize, directory: &Directory) {
         let Some(extent) = self.resolve(store, slot, directory) else { return };
         let Some(info) = self.info(extent.drive) else { return };
-        let Some(vbd) = self.vbds.get_mut(slot).and_then(Option::as_mut) else { return };
+        let Some(vbd) = self.vbds.get_mut(slot) else { return };
         vbd.extent = Some(extent);
         vbd.read_only = directory.read_only || info.read_only;
         let nodes = offer(&vbd.place.back, &extent, vbd.read_only, &info, &self.config);
@@ -316,16 +237,16 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
                 return self.refuse(store, slot, XenbusState::Closing, &why);
             }
         };
-        let connected = self.vbds.iter().flatten().filter(|vbd| vbd.connection.is_some()).count();
+        let connected = self.vbds.iter().filter(|vbd| vbd.connection.is_some()).count();
         if connected.saturating_add(1).saturating_mul(self.page_reserve()) > usize::from(self.config.mappings) {
             return self.refuse(store, slot, XenbusState::Closing, "there is no room to map another vbd's data");
         }
         // Offered by us, or by an earlier life.
-        let offered = self.vbds.get(slot).and_then(|vbd| vbd.as_ref()?.extent).or(directory.extent);
+        let offered = self.vbds.get(slot).and_then(|vbd| vbd.extent).or(directory.extent);
         let Some(extent) = offered.or_else(|| self.resolve(store, slot, directory)) else { return };
         self.next_epoch = self.next_epoch.wrapping_add(1);
         let how = (self.next_epoch, &self.config);
-        let Some(vbd) = self.vbds.get_mut(slot).and_then(Option::as_mut) else { return };
+        let Some(vbd) = self.vbds.get_mut(slot) else { return };
         match Connection::open::<P, S>(&mut self.platform, vbd, (keys, extent), None, how) {
             Err(error) => self.refuse(store, slot, XenbusState::Closing, &error.to_string()),
             Ok((connection, _)) => {
@@ -348,7 +269,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     /// Closes the vbds whose frontends broke the protocol in this turn; the others do not notice.
     pub(super) fn close_faulty<St: Store>(&mut self, store: &mut St) {
         for (slot, fault) in core::mem::take(&mut self.faults) {
-            if self.vbds.get(slot).and_then(Option::as_ref).is_none_or(|vbd| vbd.connection.is_none()) {
+            if self.vbds.get(slot).is_none_or(|vbd| vbd.connection.is_none()) {
                 continue;
             }
             self.stats.vbds_closed = self.stats.vbds_closed.saturating_add(1);
@@ -358,8 +279,8 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
 
     /// A drive has gone: its vbds are asked to close. Their requests fail until they do.
     pub(super) fn close_drive<St: Store>(&mut self, store: &mut St, id: DriveId) {
-        for slot in 0..self.vbds.len() {
-            let Some(vbd) = self.vbds.get(slot).and_then(Option::as_ref) else { continue };
+        for slot in 0..self.vbds.slots() {
+            let Some(vbd) = self.vbds.get(slot) else { continue };
             if vbd.connection.as_ref().is_some_and(|connection| connection.extent.drive == id) {
                 let why = format!("drive {} has gone", id.0);
                 let nodes =
@@ -371,7 +292,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
 
     /// Lets go of a vbd's ring. What the drive still has of it stays mapped until it is done.
     fn disconnect(&mut self, slot: usize) {
-        let Some(vbd) = self.vbds.get_mut(slot).and_then(Option::as_mut) else { return };
+        let Some(vbd) = self.vbds.get_mut(slot) else { return };
         let Some(connection) = vbd.connection.take() else { return };
         let orphans = connection.close(&mut self.platform, &mut self.garbage);
         vbd.orphans.extend(orphans);

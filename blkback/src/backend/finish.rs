@@ -59,7 +59,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     }
 
     fn data_done(&mut self, ticket: Ticket, result: Result<(), i16>) {
-        let Some(vbd) = self.vbds.get_mut(ticket.slot).and_then(Option::as_mut) else { return };
+        let Some(vbd) = self.vbds.get_mut(ticket.slot) else { return };
         let Some(connection) = vbd.connection.as_mut().filter(|c| c.epoch == ticket.epoch) else {
             return self.orphan_done(ticket);
         };
@@ -78,7 +78,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
 
     /// A command of a connection that was closed meanwhile.
     fn orphan_done(&mut self, ticket: Ticket) {
-        let Some(vbd) = self.vbds.get_mut(ticket.slot).and_then(Option::as_mut) else { return };
+        let Some(vbd) = self.vbds.get_mut(ticket.slot) else { return };
         let Some(place) = vbd.orphans.iter().position(|orphans| orphans.epoch == ticket.epoch) else { return };
         if let Some(orphans) = vbd.orphans.get_mut(place) {
             orphans.out = orphans.out.saturating_sub(1);
@@ -103,7 +103,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
 
     /// Says why a request of a vbd fails: of the first, the second, the fourth, …, as a frontend can have as many as it likes.
     pub(super) fn tell(&self, slot: usize, why: core::fmt::Arguments<'_>) {
-        let Some(vbd) = self.vbds.get(slot).and_then(Option::as_ref) else { return };
+        let Some(vbd) = self.vbds.get(slot) else { return };
         if vbd.stats.errors.saturating_add(1).is_power_of_two() {
             log::warn!("{vbd}: a request fails: {why}");
         }
@@ -111,7 +111,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
 
     /// A request's answer is known.
     pub(super) fn finish(&mut self, slot: usize, index: u32, status: i16) {
-        let Some(vbd) = self.vbds.get_mut(slot).and_then(Option::as_mut) else { return };
+        let Some(vbd) = self.vbds.get_mut(slot) else { return };
         let Some(connection) = &mut vbd.connection else { return };
         if let Err(fault) = connection.finish(&mut vbd.stats, index, status, &mut self.garbage) {
             self.faults.push((slot, fault));
@@ -120,7 +120,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
 
     /// The connection a ticket belongs to, if it is still there.
     pub(super) fn connection_of(&mut self, ticket: Ticket) -> Option<&mut Connection<P::Page>> {
-        let connection = self.vbds.get_mut(ticket.slot)?.as_mut()?.connection.as_mut()?;
+        let connection = self.vbds.get_mut(ticket.slot)?.connection.as_mut()?;
         (connection.epoch == ticket.epoch).then_some(connection)
     }
 
@@ -156,7 +156,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
                 *out = false;
             }
         }
-        for vbd in self.vbds.iter_mut().flatten() {
+        for vbd in self.vbds.iter_mut() {
             for orphans in vbd.orphans.drain(..) {
                 self.garbage.extend(orphans.pages);
             }

@@ -32,7 +32,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     pub(super) fn take_requests(&mut self) -> bool {
         let mut fresh = Vec::new();
         let mut maps = core::mem::take(&mut self.maps);
-        for slot in 0..self.vbds.len() {
+        for slot in 0..self.vbds.slots() {
             self.take_from(slot, &mut fresh, &mut maps);
         }
         let mut results = Vec::new();
@@ -52,12 +52,12 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     }
 
     fn take_from(&mut self, slot: usize, fresh: &mut Vec<Fresh<P::Page>>, maps: &mut Vec<MapRequest>) {
-        let Some(connection) = self.vbds.get(slot).and_then(|vbd| vbd.as_ref()?.connection.as_ref()) else { return };
+        let Some(connection) = self.vbds.get(slot).and_then(|vbd| vbd.connection.as_ref()) else { return };
         let drive = connection.extent.drive;
         let info = self.info(drive);
         let missing = self.is_missing(drive, self.platform.now_us());
         let mut pages = self.page_room(slot).saturating_sub(maps.len());
-        let Some(vbd) = self.vbds.get_mut(slot).and_then(Option::as_mut) else { return };
+        let Some(vbd) = self.vbds.get_mut(slot) else { return };
         let frontend = vbd.place.frontend;
         let Some(connection) = &mut vbd.connection else { return };
         connection.stalled = false;
@@ -103,7 +103,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     }
 
     fn admit(&mut self, fresh: Fresh<P::Page>, page: Option<Result<Mapped<P::Page>, MapError>>) {
-        let Some(vbd) = self.vbds.get_mut(fresh.slot).and_then(Option::as_mut) else { return };
+        let Some(vbd) = self.vbds.get_mut(fresh.slot) else { return };
         let Some(connection) = &mut vbd.connection else { return };
         let mut request = connection.line.blank();
         request.name = Name::of(&fresh.words);

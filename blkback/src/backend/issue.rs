@@ -47,8 +47,8 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
 
     /// Requests whose drive will not come.
     fn fail_missing(&mut self, now_us: u64) {
-        for slot in 0..self.vbds.len() {
-            let Some(connection) = self.vbds.get(slot).and_then(|vbd| vbd.as_ref()?.connection.as_ref()) else {
+        for slot in 0..self.vbds.slots() {
+            let Some(connection) = self.vbds.get(slot).and_then(|vbd| vbd.connection.as_ref()) else {
                 continue;
             };
             if !self.is_missing(connection.extent.drive, now_us) {
@@ -98,7 +98,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
 
     /// Requests that wait for a flush, and may, get one; all that wait now share it.
     fn flush(&mut self) -> bool {
-        for slot in 0..self.vbds.len() {
+        for slot in 0..self.vbds.slots() {
             self.collect_flushes(slot);
         }
         let mut any = false;
@@ -138,7 +138,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     }
 
     fn collect_flushes(&mut self, slot: usize) {
-        let Some(vbd) = self.vbds.get_mut(slot).and_then(Option::as_mut) else { return };
+        let Some(vbd) = self.vbds.get_mut(slot) else { return };
         let Some(connection) = &mut vbd.connection else { return };
         let is_ready = |index: &u32| {
             let waits = connection.line.get(*index).is_some_and(|request| {
@@ -164,7 +164,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         let mut known = core::mem::take(&mut self.known);
         let mut wanting = Vec::new();
         for &ticket in chosen {
-            let Some(vbd) = self.vbds.get_mut(ticket.slot).and_then(Option::as_mut) else { continue };
+            let Some(vbd) = self.vbds.get_mut(ticket.slot) else { continue };
             let dom = vbd.place.frontend;
             let Some(connection) = &mut vbd.connection else { continue };
             let Some(request) = connection.line.get_mut(ticket.index) else { continue };
@@ -221,7 +221,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         results: &mut impl Iterator<Item = Result<Mapped<P::Page>, MapError>>,
         now_us: u64,
     ) {
-        let Some(vbd) = self.vbds.get_mut(ticket.slot).and_then(Option::as_mut) else { return };
+        let Some(vbd) = self.vbds.get_mut(ticket.slot) else { return };
         let Some(connection) = &mut vbd.connection else { return };
         let Some(request) = connection.line.get_mut(ticket.index) else { return };
         let mut refused = None;

@@ -46,8 +46,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
                 let Some(share) = shares.get_mut(n) else { continue };
                 let mut pages = self.page_room(share.slot).saturating_sub(planned);
                 let Some(drive_room) = room.get_mut(usize::from(share.drive.0)) else { continue };
-                let Some(connection) = self.vbds.get_mut(share.slot).and_then(|vbd| vbd.as_mut()?.connection.as_mut())
-                else {
+                let Some(connection) = self.vbds.get_mut(share.slot).and_then(|vbd| vbd.connection.as_mut()) else {
                     continue;
                 };
                 if share.queue.is_empty() {
@@ -90,13 +89,14 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
                 }
             }
         }
-        self.first = next_first.unwrap_or_else(|| self.first.wrapping_add(1).checked_rem(self.vbds.len()).unwrap_or(0));
+        self.first =
+            next_first.unwrap_or_else(|| self.first.wrapping_add(1).checked_rem(self.vbds.slots()).unwrap_or(0));
         chosen
     }
 
     fn shares(&self) -> Vec<Share> {
-        let connections = self.vbds.iter().enumerate();
-        let connections = connections.filter_map(|(slot, vbd)| Some((slot, vbd.as_ref()?.connection.as_ref()?)));
+        let connections = self.vbds.enumerate();
+        let connections = connections.filter_map(|(slot, vbd)| Some((slot, vbd.connection.as_ref()?)));
         let share = |(slot, connection): (usize, &crate::vbd::Connection<P::Page>)| {
             let line = &connection.line;
             let can = |index: &u32| {

@@ -1,5 +1,5 @@
-//! What every backend is made of, whatever its device: how it reaches its domain ([`Runtime`]), the XenBus handshake ([`xenbus`]) and what
-//! it leaves for its next life beside the journal ([`cache`]).
+//! What every backend is made of, whatever its device: how it reaches its domain ([`Runtime`]), the XenBus handshake ([`xenbus`]), the
+//! devices it finds that way ([`Devices`]) and what it leaves of them for its next life beside the journal ([`cache`]).
 //!
 //! Neighbours: `netback` and `blkback` stand on it; `unikernels/*back-*` implement [`Runtime`] with hypercalls, `tests/sim` with a fake
 //! hypervisor.
@@ -20,7 +20,9 @@
 extern crate alloc;
 
 pub mod cache;
+mod devices;
 mod runtime;
 pub mod xenbus;
 
+pub use devices::{Device, Devices};
 pub use runtime::Runtime;

@@ -41,6 +41,12 @@ impl Place {
         let back = format!("{}/{frontend}/{device}", root(me, kind));
         Self { frontend, device, back, front: format!("/local/domain/{frontend}/device/{kind}/{device}") }
     }
+
+    /// Is `other` the same device's?
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        (self.frontend, self.device) == (other.frontend, other.device)
+    }
 }
 
 /// The state node of either side's directory.

@@ -4,14 +4,14 @@ use super::{Backend, BackendStats, Config};
 use crate::cache;
 use crate::frames::Frames;
 use crate::gro::Gro;
-use crate::negotiate::{Directory, KIND, discover, offer};
+use crate::negotiate::{Directory, offer};
 use crate::nic::{MacAddr, Nic, RxFilter};
 use crate::pool::Pool;
 use crate::rx::Batch;
 use crate::vif::{Connection, Vif};
 use crate::{Area, Fabric, Platform, PortId, Store, StoreError};
-use ::backend::cache as framing;
-use ::backend::xenbus::{self, Step, state_of, step};
+use ::backend::Devices;
+use ::backend::xenbus::{self, Step, step};
 use abi::DomId;
 use abi::io::xenbus::XenbusState;
 use alloc::collections::VecDeque;
@@ -20,12 +20,6 @@ use ring::{Recovery, SharedMem};
 
 /// Unicast addresses that are filtered by the NIC; with more it takes every frame and the switch sorts.
 const MAX_FILTERED: usize = 15;
-/// How long work may put off a look at xenstore, in microseconds.
-const SCAN_DELAY_US: u64 = 5_000;
-
-/// When a start from the cache is compared with xenstore, in microseconds after it: the traffic that waited comes first.
-const VERIFY_DELAY_US: u64 = 50_000;
-
 /// What a backend is made of.
 pub struct Parts<P, N, A, F, S> {
     /// This domain.
@@ -57,23 +51,13 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         let mut recovery = Recovery::open(parts.survivor, parts.first_boot);
         let mut platform = parts.platform;
         let cached = cache::load(recovery.page(), parts.me).filter(|_| !parts.first_boot);
-        let known = cached.is_some();
-        let directories = match cached {
-            Some(directories) => directories,
-            None => {
-                store.watch(&xenbus::root(parts.me, KIND))?;
-                discover(store, parts.me)?
-            }
-        };
-        let mut vifs: Vec<Option<Vif<P::Page>>> = Vec::new();
+        let (mut vifs, directories) = Devices::<Vif<P::Page>>::find(store, parts.me, cached)?;
         let mut next_epoch: u32 = 0;
-        for directory in directories.iter().take(PortId::MAX.saturating_sub(1)) {
-            let mut vif = Vif::new(directory);
+        for (vif, directory) in vifs.iter_mut().zip(&directories) {
             if step(directory.back_state, directory.front_state, false) == Step::Reattach {
                 next_epoch = next_epoch.wrapping_add(1);
-                reattach(&mut platform, &mut vif, directory, &mut recovery, next_epoch);
+                reattach(&mut platform, vif, directory, &mut recovery, next_epoch);
             }
-            vifs.push(Some(vif));
         }
         let pool = Pool::new(parts.area, parts.config.large_buffers);
         let posted = alloc::vec![false; pool.len()];
@@ -97,8 +81,6 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
             gro: Gro::default(),
             armed: false,
             last_work_us: now_us,
-            watching: !known,
-            scan_since_us: known.then_some(now_us.saturating_add(VERIFY_DELAY_US)),
             copies: Vec::new(),
             incoming: Vec::new(),
             batch: Batch::default(),
@@ -115,34 +97,28 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
     fn open<St: Store>(&mut self, store: &mut St, directories: &[Directory]) -> Result<(), StoreError> {
         self.nic.interrupts_enable(false);
         self.post();
-        for slot in 0..self.vifs.len() {
+        for slot in 0..self.vifs.slots() {
             self.announce(slot, directories);
         }
         self.filter();
         self.send_events();
         // All kicked: what follows is not in the way of anybody's traffic.
         self.remember();
-        if !self.watching {
-            return Ok(());
-        }
-        for directory in directories {
-            store.watch(&state_of(&directory.place.front))?;
-        }
-        for directory in directories {
-            self.follow(store, directory);
+        if self.vifs.reattached(store, directories, self.platform.now_us())? {
+            directories.iter().for_each(|directory| self.follow(store, directory));
         }
         Ok(())
     }
 
     /// A vif whose rings were taken up joins the switch, and its frontend is kicked.
     fn announce(&mut self, slot: usize, directories: &[Directory]) {
-        let Some(vif) = self.vifs.get(slot).and_then(Option::as_ref) else { return };
+        let Some(vif) = self.vifs.get(slot) else { return };
         let Some(connection) = &vif.connection else { return };
         self.ports.push(connection.tx_port);
         if connection.rx_port != connection.tx_port {
             self.ports.push(connection.rx_port);
         }
-        let rules = directories.iter().find(|d| vif.is(d)).and_then(|d| d.rules.as_deref());
+        let rules = directories.iter().find(|d| vif.place.is(&d.place)).and_then(|d| d.rules.as_deref());
         let (port, mac) = (Vif::<P::Page>::port(slot), vif.mac);
         self.set_rules(port, rules);
         if let Some(mac) = mac {
@@ -158,73 +134,31 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
 
     /// The store says that something at `path` changed. The next turns look at it.
     pub fn store_changed(&mut self, path: &str) {
-        let vifs = self.vifs.iter().flatten().map(|vif| (vif.place.back.as_str(), vif.place.front.as_str()));
-        let relevant = xenbus::concerns(path, (self.me, KIND), vifs, &["rules", "mac", "frontend", "online"]);
-        if relevant && self.scan_since_us.is_none() {
-            self.scan_since_us = Some(self.platform.now_us());
-        }
-    }
-
-    /// Is it time to look at the store? Traffic comes first, but not for ever.
-    pub(super) fn scan_due(&self, worked: bool, now_us: u64) -> bool {
-        let due = |since| now_us >= since && (!worked || now_us.saturating_sub(since) >= SCAN_DELAY_US);
-        self.scan_since_us.is_some_and(due)
+        self.vifs.changed(path, self.platform.now_us());
     }
 
     /// Looks at the store and does what the states ask for.
     pub(super) fn scan<St: Store>(&mut self, store: &mut St) {
-        self.scan_since_us = None;
-        let directories = match self.watch(store).and_then(|()| discover(store, self.me)) {
-            Ok(directories) => directories,
-            Err(error) => {
-                log::warn!("xenstore: {error:?}; will look again");
-                self.scan_since_us = Some(self.platform.now_us());
-                return;
-            }
+        let Some(directories) = self.vifs.look(store) else {
+            return self.vifs.look_at(self.platform.now_us());
         };
-        for slot in 0..self.vifs.len() {
-            let Some(vif) = self.vifs.get(slot).and_then(Option::as_ref) else { continue };
-            if !directories.iter().any(|directory| vif.is(directory)) {
-                log::info!("{vif}: removed");
-                store.unwatch(&state_of(&vif.place.front));
-                self.disconnect(slot);
-                if let Some(vif) = self.vifs.get_mut(slot) {
-                    *vif = None;
-                }
-            }
+        for slot in self.vifs.gone(store, &directories) {
+            self.disconnect(slot);
+            self.vifs.remove(slot);
         }
-        for directory in &directories {
-            self.follow(store, directory);
-        }
-    }
-
-    /// Sets the watches that a start from the cache has left out.
-    fn watch<St: Store>(&mut self, store: &mut St) -> Result<(), StoreError> {
-        if !self.watching {
-            store.watch(&xenbus::root(self.me, KIND))?;
-            for vif in self.vifs.iter().flatten() {
-                store.watch(&state_of(&vif.place.front))?;
-            }
-            self.watching = true;
-        }
-        Ok(())
+        directories.iter().for_each(|directory| self.follow(store, directory));
     }
 
     /// Leaves word of the connected vifs for the next instance.
     fn remember(&self) {
-        let connected = self.vifs.iter().flatten().filter(|vif| vif.connection.is_some());
-        if connected.clone().all(|vif| vif.known.is_some()) {
-            cache::save(self.survivor.page(), self.me, connected.filter_map(|vif| vif.known.as_ref()));
-        } else {
-            framing::clear(self.survivor.page());
-        }
+        let connected = self.vifs.iter().filter(|vif| vif.connection.is_some());
+        cache::save(self.survivor.page(), self.me, connected.map(|vif| vif.known.as_ref()));
     }
 
     /// Does what the states of one vif ask for; makes the vif if it is new.
     fn follow<St: Store>(&mut self, store: &mut St, directory: &Directory) {
-        let known = self.vifs.iter().position(|vif| vif.as_ref().is_some_and(|vif| vif.is(directory)));
-        let Some(slot) = known.or_else(|| self.admit(store, directory)) else { return };
-        let Some(vif) = self.vifs.get_mut(slot).and_then(Option::as_mut) else { return };
+        let Some(slot) = self.vifs.slot_of(store, directory) else { return };
+        let Some(vif) = self.vifs.get_mut(slot) else { return };
         let live = vif.connection.is_some();
         // What we know of our own state is newer than what was read.
         let todo = step(vif.state, directory.front_state, live);
@@ -249,7 +183,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
 
     /// Compares a live vif with what the store says of it: what may change meanwhile, and what the cache said.
     fn verify<St: Store>(&mut self, store: &mut St, slot: usize, directory: &Directory) {
-        let Some(vif) = self.vifs.get_mut(slot).and_then(Option::as_mut) else { return };
+        let Some(vif) = self.vifs.get_mut(slot) else { return };
         let Some(known) = &mut vif.known else { return };
         let port = Vif::<P::Page>::port(slot);
         let same_rings = known.keys == directory.keys;
@@ -280,23 +214,9 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         }
     }
 
-    fn admit<St: Store>(&mut self, store: &mut St, directory: &Directory) -> Option<usize> {
-        let free = self.vifs.iter().position(Option::is_none);
-        let slot = free.or_else(|| (self.vifs.len() < PortId::MAX.saturating_sub(1)).then_some(self.vifs.len()))?;
-        if let Err(error) = store.watch(&state_of(&directory.place.front)) {
-            log::warn!("xenstore: {error:?}; {} is not followed", directory.place.front);
-            return None;
-        }
-        if slot == self.vifs.len() {
-            self.vifs.push(None);
-        }
-        *self.vifs.get_mut(slot)? = Some(Vif::new(directory));
-        Some(slot)
-    }
-
     /// Writes our state node (with the offer, for `InitWait`).
     fn say<St: Store>(&mut self, store: &mut St, slot: usize, state: XenbusState) {
-        let Some(vif) = self.vifs.get_mut(slot).and_then(Option::as_mut) else { return };
+        let Some(vif) = self.vifs.get_mut(slot) else { return };
         vif.state = state;
         let nodes = match state {
             XenbusState::InitWait => offer(&vif.place.back),
@@ -308,7 +228,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
     }
 
     fn connect<St: Store>(&mut self, store: &mut St, slot: usize, directory: &Directory) {
-        let Some(vif) = self.vifs.get_mut(slot).and_then(Option::as_mut) else { return };
+        let Some(vif) = self.vifs.get_mut(slot) else { return };
         let keys = match &directory.keys {
             Ok(keys) => keys,
             Err(bad) => {
@@ -344,7 +264,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
     /// Closes the vifs whose frontends broke the protocol in this turn; the others do not notice.
     pub(super) fn close_faulty<St: Store>(&mut self, store: &mut St) {
         for (slot, fault) in core::mem::take(&mut self.faults) {
-            let Some(vif) = self.vifs.get(slot).and_then(Option::as_ref) else { continue };
+            let Some(vif) = self.vifs.get(slot) else { continue };
             if vif.connection.is_none() {
                 continue;
             }
@@ -357,7 +277,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
 
     /// Lets go of a vif's rings. Its frames on their way elsewhere go on, their answers have no taker.
     fn disconnect(&mut self, slot: usize) {
-        let Some(vif) = self.vifs.get_mut(slot).and_then(Option::as_mut) else { return };
+        let Some(vif) = self.vifs.get_mut(slot) else { return };
         let Some(connection) = vif.connection.take() else { return };
         for frame in connection.close(&mut self.platform) {
             self.frames.release(&mut self.pool, frame.id, false);
@@ -369,7 +289,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
 
     /// Tells the NIC whose frames to take.
     fn filter(&mut self) {
-        let connected = self.vifs.iter().flatten().filter(|vif| vif.connection.is_some());
+        let connected = self.vifs.iter().filter(|vif| vif.connection.is_some());
         let addresses: Vec<MacAddr> = connected.filter_map(|vif| vif.mac).collect();
         self.nic.set_receive_filter(&RxFilter {
             promiscuous: addresses.len() > MAX_FILTERED,

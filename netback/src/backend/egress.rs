@@ -31,7 +31,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
     /// Delivers frames that wait for vifs into the requests these have posted.
     pub(super) fn deliver(&mut self, now_us: u64) -> bool {
         let mut done = core::mem::take(&mut self.done);
-        for slot in 0..self.vifs.len() {
+        for slot in 0..self.vifs.slots() {
             if let Err(fault) = self.deliver_to(slot, now_us, &mut done) {
                 self.faults.push((slot, fault));
             }
@@ -57,7 +57,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
 
     fn deliver_to(&mut self, slot: usize, now_us: u64, done: &mut Vec<(FrameId, bool)>) -> Result<(), VifFault> {
         loop {
-            let Some(vif) = self.vifs.get_mut(slot).and_then(Option::as_mut) else { return Ok(()) };
+            let Some(vif) = self.vifs.get_mut(slot) else { return Ok(()) };
             let target = Target { vif: slot, frontend: vif.place.frontend };
             let Some(connection) = &mut vif.connection else { return Ok(()) };
             let Some(&Waiting { id, until_us, shared, .. }) = connection.waiting.front() else { return Ok(()) };
@@ -115,7 +115,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         done: &mut Vec<(FrameId, bool)>,
     ) -> Result<(), VifFault> {
         let Some(frame) = self.frames.get_mut(id) else { return Ok(()) };
-        let Some(vif) = self.vifs.get_mut(target.vif).and_then(Option::as_mut) else { return Ok(()) };
+        let Some(vif) = self.vifs.get_mut(target.vif) else { return Ok(()) };
         let Some(connection) = &mut vif.connection else { return Ok(()) };
         match entry {
             Entry::Never => Ok(()),

@@ -90,7 +90,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
 
     /// Does a frame of this kind reach a vif that takes it uncut?
     fn takes_joined(&self, to: &MacAddr, kind: GsoKind) -> bool {
-        let mut vifs = self.vifs.iter().flatten().filter(|vif| vif.mac.as_ref() == Some(to));
+        let mut vifs = self.vifs.iter().filter(|vif| vif.mac.as_ref() == Some(to));
         let connection = vifs.next().and_then(|vif| vif.connection.as_ref());
         let cut = Some(Cut { kind, mss: 1 });
         connection.is_some_and(|connection| connection.takes_whole(Offload { blank: true, valid: true, cut }))
@@ -98,7 +98,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
 
     /// Takes packets from the vifs: parses their slots, copies the data of all of them in one call, puts them in line.
     pub(super) fn take_packets(&mut self, now_us: u64) -> bool {
-        let count = self.vifs.len();
+        let count = self.vifs.slots();
         self.first = self.first.saturating_add(1).checked_rem(count).unwrap_or(0);
         let first = self.first;
         for slot in (first..count).chain(0..first) {
@@ -120,7 +120,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
 
     /// Buffers that frames from one vif may hold, and as many frames that wait for it: an equal share of what the NIC does not have.
     fn share(&self) -> usize {
-        let connected = self.vifs.iter().flatten().filter(|vif| vif.connection.is_some()).count();
+        let connected = self.vifs.iter().filter(|vif| vif.connection.is_some()).count();
         let for_packets = self.pool.len().saturating_sub(self.config.rx_buffers);
         for_packets.checked_div(connected.saturating_mul(2)).unwrap_or(0)
     }
@@ -128,7 +128,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
     fn parse_vif(&mut self, slot: usize) {
         let share = self.share();
         for _ in 0..self.config.budget {
-            let Some(vif) = self.vifs.get_mut(slot).and_then(Option::as_mut) else { return };
+            let Some(vif) = self.vifs.get_mut(slot) else { return };
             let frontend = vif.place.frontend;
             let Some(connection) = &mut vif.connection else { return };
             let parsed = match connection.stalled.take() {
@@ -205,7 +205,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         let slot = origin.vif;
         let mut mine = copies.iter().skip(first).take(chunks.len());
         let good = mine.all(|operation| operation.status == status::OKAY);
-        let Some(vif) = self.vifs.get_mut(slot).and_then(Option::as_mut) else { return };
+        let Some(vif) = self.vifs.get_mut(slot) else { return };
         if good {
             vif.stats.tx_packets = vif.stats.tx_packets.saturating_add(1);
             vif.stats.tx_bytes = vif.stats.tx_bytes.saturating_add(u64::from(len));
@@ -267,7 +267,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
                 }
             }
             Some(slot) => {
-                let vif = self.vifs.get(slot).and_then(Option::as_ref);
+                let vif = self.vifs.get(slot);
                 vif.and_then(|vif| vif.connection.as_ref()).is_none_or(|connection| connection.takes_blank(v6))
             }
         })
@@ -286,7 +286,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
                 }
                 Some(slot) => {
                     let until_us = now_us.saturating_add(self.config.patience_us);
-                    let Some(vif) = self.vifs.get_mut(slot).and_then(Option::as_mut) else { continue };
+                    let Some(vif) = self.vifs.get_mut(slot) else { continue };
                     let Some(connection) = &mut vif.connection else { continue };
                     if !connection.wants(&destination) {
                         continue;
