@@ -12,7 +12,7 @@
 use crate::Config;
 use crate::disk::DriveInfo;
 use crate::source::Extent;
-use ::backend::xenbus::{self, Found, Place};
+use ::backend::xenbus::{self, Kind};
 use abi::io::blkif::{PROTOCOL, SEGMENTS_PER_INDIRECT_PAGE, info};
 use abi::io::xenbus::XenbusState;
 use abi::{DomId, EvtchnPort, GrantRef};
@@ -21,30 +21,22 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use xenstore::{Store, StoreError};
 
-/// What our devices are called in xenstore.
-pub(crate) const KIND: &str = "vbd";
 /// Largest ring, as a power of two of pages.
 pub(crate) const MAX_ORDER: u32 = 3;
 
-/// One vbd's directories and states, as they stand in xenstore.
+/// What the nodes of a vbd say.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Directory {
-    pub place: Place,
+pub(crate) struct Nodes {
     pub source: String,
     pub read_only: bool,
     /// What the source came to be when it was offered.
     pub extent: Option<Extent>,
-    pub back_state: XenbusState,
-    pub front_state: XenbusState,
     /// What the frontend chose, or why it cannot be used.
     pub keys: Result<Keys, BadKey>,
 }
 
-impl AsRef<Place> for Directory {
-    fn as_ref(&self) -> &Place {
-        &self.place
-    }
-}
+/// A vbd, as it stands in xenstore.
+pub(crate) type Directory = xenbus::Directory<Nodes>;
 
 /// What a frontend tells before it is connected.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,25 +69,17 @@ const FRONT_NODES: [&str; 14] = [
     "ring-ref7",
 ];
 
-/// Finds all vbds of this backend and reads both directories of each.
-///
-/// # Errors
-/// The store's; a directory that is incomplete is no error, it is left out.
-pub(crate) fn discover<S: Store>(store: &mut S, me: DomId) -> Result<Vec<Directory>, StoreError> {
-    let found = xenbus::discover(store, me, KIND, ["source", "mode", "extent"], FRONT_NODES)?;
-    Ok(found.into_iter().map(directory).collect())
-}
+impl Kind for Nodes {
+    const NAME: &'static str = "vbd";
+    const OTHERS: &'static [&'static str] = &["source", "mode", "frontend", "online"];
 
-fn directory(found: Found<3, 14>) -> Directory {
-    let [source, mode, extent] = found.back_values;
-    Directory {
-        place: found.place,
-        source: source.unwrap_or_default(),
-        read_only: !mode.is_some_and(|mode| mode.contains('w')),
-        extent: extent.as_deref().and_then(Extent::parse),
-        back_state: found.back_state,
-        front_state: found.front_state,
-        keys: parse_keys(&found.front_values),
+    fn discover<S: Store>(store: &mut S, me: DomId) -> Result<Vec<Directory>, StoreError> {
+        xenbus::discover(store, me, ["source", "mode", "extent"], FRONT_NODES, |[source, mode, extent], front| Self {
+            source: source.unwrap_or_default(),
+            read_only: !mode.is_some_and(|mode| mode.contains('w')),
+            extent: extent.as_deref().and_then(Extent::parse),
+            keys: parse_keys(&front),
+        })
     }
 }
 

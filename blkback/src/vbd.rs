@@ -3,7 +3,7 @@
 use crate::disk::DriveInfo;
 use crate::grants::{Grants, Held};
 use crate::line::{Line, Phase};
-use crate::negotiate::{self, Directory, Keys, indirect_segments};
+use crate::negotiate::{Directory, Keys, Nodes, indirect_segments};
 use crate::request::{Kind, Limits};
 use crate::source::{Extent, sector_ratio};
 use crate::{Config, MapError, MapRequest, Platform};
@@ -11,11 +11,10 @@ use ::backend::Device;
 use ::backend::xenbus::Place;
 use abi::io::blkif::{SECTOR_SIZE, rsp, slots};
 use abi::io::xenbus::XenbusState;
-use abi::{DomId, Errno, EvtchnPort, GrantRef};
+use abi::{Errno, EvtchnPort, GrantRef};
 use alloc::vec::Vec;
 use core::fmt;
 use ring::{AttachError, BlkBackRing, Pages, Recovery, RingFault, RingId, RingKind, SharedMem};
-use xenstore::{Store, StoreError};
 
 /// Indirect pages kept mapped for one vbd.
 const KEPT_LISTS: usize = 64;
@@ -139,21 +138,15 @@ pub(crate) struct Vbd<M> {
 }
 
 impl<M> Device for Vbd<M> {
-    const KIND: &'static str = negotiate::KIND;
+    type Kind = Nodes;
     const MAX: usize = 64;
-    const NODES: &'static [&'static str] = &["source", "mode", "frontend", "online"];
-    type Directory = Directory;
-
-    fn discover<S: Store>(store: &mut S, me: DomId) -> Result<Vec<Directory>, StoreError> {
-        negotiate::discover(store, me)
-    }
 
     fn new(directory: &Directory) -> Self {
         Self {
             place: directory.place.clone(),
             state: directory.back_state,
-            extent: directory.extent,
-            read_only: directory.read_only,
+            extent: directory.nodes.extent,
+            read_only: directory.nodes.read_only,
             connection: None,
             orphans: Vec::new(),
             known: None,

@@ -8,31 +8,25 @@
 
 use crate::nic::MacAddr;
 use crate::{Store, StoreError};
-use ::backend::xenbus::{self, Found, Place};
+use ::backend::xenbus::{self, Kind};
 use abi::io::xenbus::XenbusState;
 use abi::{DomId, EvtchnPort, GrantRef};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-/// One vif's directories and states, as they stand in xenstore.
+/// What the nodes of a vif say.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Directory {
-    pub place: Place,
+pub(crate) struct Nodes {
     pub mac: Option<MacAddr>,
     /// The firewall's rules.
     pub rules: Option<String>,
-    pub back_state: XenbusState,
-    pub front_state: XenbusState,
     /// What the frontend chose, or why it cannot be used.
     pub keys: Result<Keys, BadKey>,
 }
 
-impl AsRef<Place> for Directory {
-    fn as_ref(&self) -> &Place {
-        &self.place
-    }
-}
+/// A vif, as it stands in xenstore.
+pub(crate) type Directory = xenbus::Directory<Nodes>;
 
 /// What a frontend tells before it is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,9 +57,6 @@ pub(crate) struct Features {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BadKey(pub &'static str);
 
-/// What our devices are called in xenstore.
-pub(crate) const KIND: &str = "vif";
-
 /// The nodes read of a frontend, in the order of [`parse_keys`].
 const FRONT_NODES: [&str; 12] = [
     "tx-ring-ref",
@@ -82,24 +73,16 @@ const FRONT_NODES: [&str; 12] = [
     "request-multicast-control",
 ];
 
-/// Finds all vifs of this backend and reads both directories of each.
-///
-/// # Errors
-/// The store's; a directory that is incomplete is no error, it is left out.
-pub(crate) fn discover<S: Store>(store: &mut S, me: DomId) -> Result<Vec<Directory>, StoreError> {
-    let found = xenbus::discover(store, me, KIND, ["mac", "rules"], FRONT_NODES)?;
-    Ok(found.into_iter().map(directory).collect())
-}
+impl Kind for Nodes {
+    const NAME: &'static str = "vif";
+    const OTHERS: &'static [&'static str] = &["rules", "mac", "frontend", "online"];
 
-fn directory(found: Found<2, 12>) -> Directory {
-    let [mac, rules] = found.back_values;
-    Directory {
-        place: found.place,
-        mac: mac.as_deref().and_then(parse_mac),
-        rules,
-        back_state: found.back_state,
-        front_state: found.front_state,
-        keys: parse_keys(&found.front_values),
+    fn discover<S: Store>(store: &mut S, me: DomId) -> Result<Vec<Directory>, StoreError> {
+        xenbus::discover(store, me, ["mac", "rules"], FRONT_NODES, |[mac, rules], front| Self {
+            mac: mac.as_deref().and_then(parse_mac),
+            rules,
+            keys: parse_keys(&front),
+        })
     }
 }
 

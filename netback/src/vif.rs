@@ -1,16 +1,15 @@
 //! One guest's network device: its rings while they are connected, what its frontend can take, what waits for it.
 
 use crate::frames::{FrameId, Offload, Origin};
-use crate::negotiate::{self, Directory, Features, Keys};
+use crate::negotiate::{Directory, Features, Keys, Nodes};
 use crate::nic::{GsoKind, MacAddr, is_group};
 use crate::tx::{Notes, TxPacket, VifFault};
-use crate::{Platform, PortId, Store, StoreError};
+use crate::{Platform, PortId};
 use ::backend::Device;
 use ::backend::xenbus::Place;
 use abi::io::xenbus::XenbusState;
-use abi::{DomId, Errno, EvtchnPort, GrantRef};
+use abi::{Errno, EvtchnPort, GrantRef};
 use alloc::collections::VecDeque;
-use alloc::vec::Vec;
 use core::fmt;
 use ring::{AttachError, BackRing, Recovery, RingId, RingKind, RxBackRing, SharedMem, TxBackRing};
 
@@ -103,19 +102,13 @@ pub(crate) struct Vif<M> {
 }
 
 impl<M> Device for Vif<M> {
-    const KIND: &'static str = negotiate::KIND;
+    type Kind = Nodes;
     const MAX: usize = PortId::MAX.saturating_sub(1);
-    const NODES: &'static [&'static str] = &["rules", "mac", "frontend", "online"];
-    type Directory = Directory;
-
-    fn discover<S: Store>(store: &mut S, me: DomId) -> Result<Vec<Directory>, StoreError> {
-        negotiate::discover(store, me)
-    }
 
     fn new(directory: &Directory) -> Self {
         Self {
             place: directory.place.clone(),
-            mac: directory.mac,
+            mac: directory.nodes.mac,
             state: directory.back_state,
             connection: None,
             known: None,

@@ -2,13 +2,13 @@
 
 use super::{Backend, BackendStats, Parts};
 use crate::Platform;
-use crate::cache;
 use crate::disk::{Disks, DriveId};
-use crate::negotiate::{self, Directory, offer};
+use crate::negotiate::{self, Directory, Nodes, offer};
 use crate::source::{Extent, Source};
 use crate::table::{Drive, Unresolved};
 use crate::vbd::{Connection, Vbd};
 use ::backend::Devices;
+use ::backend::cache::{load, save};
 use ::backend::xenbus::{self, Step, step};
 use abi::io::xenbus::XenbusState;
 use alloc::collections::VecDeque;
@@ -33,7 +33,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         let mut recovery = Recovery::open(parts.survivor, parts.first_boot);
         let mut platform = parts.platform;
         // Where nobody was connected, nobody is kept waiting by a look at the store.
-        let cached = cache::load(recovery.page(), parts.me).filter(|kept| !parts.first_boot && !kept.is_empty());
+        let cached = load(recovery.page(), parts.me).filter(|kept| !parts.first_boot && !kept.is_empty());
         let (mut vbds, directories) = Devices::<Vbd<P::Page>>::find(store, parts.me, cached)?;
         let mut next_epoch: u32 = 0;
         for (vbd, directory) in vbds.iter_mut().zip(&directories) {
@@ -113,7 +113,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     /// Leaves word of the connected vbds for the next instance.
     fn remember(&self) {
         let connected = self.vbds.iter().filter(|vbd| vbd.connection.is_some());
-        cache::save(self.survivor.page(), self.me, connected.map(|vbd| vbd.known.as_ref()));
+        save(self.survivor.page(), self.me, connected.map(|vbd| vbd.known.as_ref()));
     }
 
     /// Does what the states of one vbd ask for; makes the vbd if it is new.
@@ -146,13 +146,13 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     fn verify<St: Store>(&mut self, store: &mut St, slot: usize, directory: &Directory) {
         let Some(vbd) = self.vbds.get(slot) else { return };
         let (Some(known), Some(connection)) = (&vbd.known, &vbd.connection) else { return };
-        if known.keys != directory.keys {
+        if known.nodes.keys != directory.nodes.keys {
             log::warn!("{vbd}: its frontend names another ring than that it is connected by");
         }
-        if known.source != directory.source {
+        if known.nodes.source != directory.nodes.source {
             log::warn!("{vbd}: another source counts from its next connection on");
         }
-        if directory.extent.is_some_and(|extent| extent != connection.extent) {
+        if directory.nodes.extent.is_some_and(|extent| extent != connection.extent) {
             // It would be served the wrong sectors.
             return self.refuse(store, slot, XenbusState::Closing, "what the last life left of it does not fit");
         }
@@ -188,7 +188,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
 
     /// Which sectors a vbd is; `None` while that is not known, or after it was refused.
     fn resolve<St: Store>(&mut self, store: &mut St, slot: usize, directory: &Directory) -> Option<Extent> {
-        let source = match Source::parse(&directory.source) {
+        let source = match Source::parse(&directory.nodes.source) {
             Ok(source) => source,
             Err(error) => {
                 self.refuse(store, slot, XenbusState::Closed, &error.to_string());
@@ -224,13 +224,13 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         let Some(info) = self.info(extent.drive) else { return };
         let Some(vbd) = self.vbds.get_mut(slot) else { return };
         vbd.extent = Some(extent);
-        vbd.read_only = directory.read_only || info.read_only;
+        vbd.read_only = directory.nodes.read_only || info.read_only;
         let nodes = offer(&vbd.place.back, &extent, vbd.read_only, &info, &self.config);
         self.write(store, slot, XenbusState::InitWait, &nodes);
     }
 
     fn connect<St: Store>(&mut self, store: &mut St, slot: usize, directory: &Directory) {
-        let keys = match &directory.keys {
+        let keys = match &directory.nodes.keys {
             Ok(keys) => keys,
             Err(bad) => {
                 let why = format!("frontend's {} is missing or bad", bad.0);
@@ -242,7 +242,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
             return self.refuse(store, slot, XenbusState::Closing, "there is no room to map another vbd's data");
         }
         // Offered by us, or by an earlier life.
-        let offered = self.vbds.get(slot).and_then(|vbd| vbd.extent).or(directory.extent);
+        let offered = self.vbds.get(slot).and_then(|vbd| vbd.extent).or(directory.nodes.extent);
         let Some(extent) = offered.or_else(|| self.resolve(store, slot, directory)) else { return };
         self.next_epoch = self.next_epoch.wrapping_add(1);
         let how = (self.next_epoch, &self.config);
@@ -258,7 +258,8 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
                 );
                 vbd.connection = Some(connection);
                 vbd.extent = Some(extent);
-                vbd.known = Some(Directory { extent: Some(extent), read_only: vbd.read_only, ..directory.clone() });
+                let nodes = Nodes { extent: Some(extent), read_only: vbd.read_only, ..directory.nodes.clone() };
+                vbd.known = Some(Directory { nodes, ..directory.clone() });
                 // Before anything is published in its ring: the journal's record must find it.
                 self.remember();
                 self.say(store, slot, XenbusState::Connected);
@@ -310,11 +311,11 @@ fn reattach<P: Platform, S: SharedMem>(
     recovery: &mut Recovery<S>,
     how: (u32, &crate::Config),
 ) {
-    let keys = match &directory.keys {
+    let keys = match &directory.nodes.keys {
         Ok(keys) => keys,
         Err(bad) => return log::warn!("{vbd}: frontend's {} is missing or bad", bad.0),
     };
-    let Some(extent) = directory.extent else { return log::warn!("{vbd}: which sectors it is was not kept") };
+    let Some(extent) = directory.nodes.extent else { return log::warn!("{vbd}: which sectors it is was not kept") };
     match Connection::open(platform, vbd, (keys, extent), Some(recovery), how) {
         Ok((connection, unanswered)) => {
             vbd.stats.reattached = 1;

@@ -4,7 +4,7 @@
 //! A start from the cache of an earlier life ([`cache`](crate::cache)) does without xenstore until traffic flows again: the first look sets
 //! the watches. What a pair of states then asks for is in [`xenbus`]; doing it is the backend's (`connect.rs` of `netback` and `blkback`).
 
-use crate::xenbus::{self, Place, root, state_of};
+use crate::xenbus::{self, Directory, Kind, Place, root, state_of};
 use abi::DomId;
 use alloc::vec::Vec;
 use core::fmt::Display;
@@ -17,27 +17,20 @@ const VERIFY_DELAY_US: u64 = 50_000;
 
 /// A device of a backend; messages call it by its `Display`.
 pub trait Device: Display {
-    /// What such devices are called in xenstore.
-    const KIND: &'static str;
+    /// What is read of one.
+    type Kind: Kind;
     /// How many one backend serves.
     const MAX: usize;
-    /// The nodes of our directory that others write.
-    const NODES: &'static [&'static str];
-    /// What xenstore says of one.
-    type Directory: AsRef<Place>;
-
-    /// Finds all of this backend's.
-    ///
-    /// # Errors
-    /// The store's.
-    fn discover<S: Store>(store: &mut S, me: DomId) -> Result<Vec<Self::Directory>, StoreError>;
 
     /// One that is not connected.
-    fn new(directory: &Self::Directory) -> Self;
+    fn new(directory: &Directory<Self::Kind>) -> Self;
 
     /// Where it is.
     fn place(&self) -> &Place;
 }
+
+/// What xenstore says of all devices.
+pub type Directories<D> = Vec<Directory<<D as Device>::Kind>>;
 
 /// The devices of one backend, and when xenstore is to be asked about them.
 #[derive(Debug)]
@@ -58,14 +51,14 @@ impl<D: Device> Devices<D> {
     pub fn find<S: Store>(
         store: &mut S,
         me: DomId,
-        cached: Option<Vec<D::Directory>>,
-    ) -> Result<(Self, Vec<D::Directory>), StoreError> {
+        cached: Option<Directories<D>>,
+    ) -> Result<(Self, Directories<D>), StoreError> {
         let watching = cached.is_none();
         let directories = match cached {
             Some(directories) => directories,
             None => {
-                store.watch(&root(me, D::KIND))?;
-                D::discover(store, me)?
+                store.watch(&root(me, D::Kind::NAME))?;
+                D::Kind::discover(store, me)?
             }
         };
         let slots = directories.iter().take(D::MAX).map(|directory| Some(D::new(directory))).collect();
@@ -80,11 +73,11 @@ impl<D: Device> Devices<D> {
     pub fn reattached<S: Store>(
         &mut self,
         store: &mut S,
-        directories: &[D::Directory],
+        directories: &[Directory<D::Kind>],
         now_us: u64,
     ) -> Result<bool, StoreError> {
         if self.watching {
-            directories.iter().try_for_each(|directory| store.watch(&state_of(&directory.as_ref().front)))?;
+            directories.iter().try_for_each(|directory| store.watch(&state_of(&directory.place.front)))?;
         } else {
             self.look_at(now_us.saturating_add(VERIFY_DELAY_US));
         }
@@ -94,7 +87,7 @@ impl<D: Device> Devices<D> {
     /// A change at `path`, now.
     pub fn changed(&mut self, path: &str, now_us: u64) {
         let places = self.iter().map(|device| (device.place().back.as_str(), device.place().front.as_str()));
-        if xenbus::concerns(path, (self.me, D::KIND), places, D::NODES) {
+        if xenbus::concerns(path, (self.me, D::Kind::NAME), places, D::Kind::OTHERS) {
             self.look_at(now_us);
         }
     }
@@ -118,15 +111,15 @@ impl<D: Device> Devices<D> {
     }
 
     /// What xenstore says of all devices, after the watches that a start from the cache has left out; `None` where it does not answer.
-    pub fn look<S: Store>(&mut self, store: &mut S) -> Option<Vec<D::Directory>> {
+    pub fn look<S: Store>(&mut self, store: &mut S) -> Option<Directories<D>> {
         self.look_us = None;
-        let found = self.watch(store).and_then(|()| D::discover(store, self.me));
+        let found = self.watch(store).and_then(|()| D::Kind::discover(store, self.me));
         found.inspect_err(|error| log::warn!("xenstore: {error:?}; will look again")).ok()
     }
 
     fn watch<S: Store>(&mut self, store: &mut S) -> Result<(), StoreError> {
         if !self.watching {
-            store.watch(&root(self.me, D::KIND))?;
+            store.watch(&root(self.me, D::Kind::NAME))?;
             self.iter().try_for_each(|device| store.watch(&state_of(&device.place().front)))?;
             self.watching = true;
         }
@@ -134,8 +127,8 @@ impl<D: Device> Devices<D> {
     }
 
     /// The slots of devices that none of `directories` is of; their frontends are no longer watched.
-    pub fn gone<S: Store>(&self, store: &mut S, directories: &[D::Directory]) -> Vec<usize> {
-        let is_gone = |device: &D| !directories.iter().any(|directory| device.place().is(directory.as_ref()));
+    pub fn gone<S: Store>(&self, store: &mut S, directories: &[Directory<D::Kind>]) -> Vec<usize> {
+        let is_gone = |device: &D| !directories.iter().any(|directory| device.place().is(&directory.place));
         let gone: Vec<_> = self.enumerate().filter(|(_, device)| is_gone(device)).collect();
         for (_, device) in &gone {
             log::info!("{device}: removed");
@@ -152,8 +145,8 @@ impl<D: Device> Devices<D> {
     }
 
     /// The slot of a device: its own or, where it is new, a free one; `None` where there is no room or its frontend cannot be watched.
-    pub fn slot_of<S: Store>(&mut self, store: &mut S, directory: &D::Directory) -> Option<usize> {
-        let place = directory.as_ref();
+    pub fn slot_of<S: Store>(&mut self, store: &mut S, directory: &Directory<D::Kind>) -> Option<usize> {
+        let place = &directory.place;
         if let Some((slot, _)) = self.enumerate().find(|(_, device)| device.place().is(place)) {
             return Some(slot);
         }

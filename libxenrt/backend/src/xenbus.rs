@@ -90,33 +90,45 @@ pub fn concerns<'a>(
     relevant
 }
 
-/// A device whose directory on our side names its frontend's.
+/// A device as xenstore has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found<const B: usize, const F: usize> {
-    /// Where.
+pub struct Directory<N> {
+    /// Where it is.
     pub place: Place,
     /// Our state.
     pub back_state: XenbusState,
     /// The frontend's.
     pub front_state: XenbusState,
-    /// The nodes asked for on our side.
-    pub back_values: [Option<String>; B],
-    /// On the frontend's.
-    pub front_values: [Option<String>; F],
+    /// What the other nodes say.
+    pub nodes: N,
 }
 
-/// Finds all devices of `kind` and reads the named nodes of both directories of each.
+/// A kind of device, by what is read of each.
+pub trait Kind: Sized {
+    /// What they are called in xenstore.
+    const NAME: &'static str;
+    /// The nodes of our directory that others write.
+    const OTHERS: &'static [&'static str];
+
+    /// Finds all of this backend's, with [`discover`].
+    ///
+    /// # Errors
+    /// The store's.
+    fn discover<S: Store>(store: &mut S, me: DomId) -> Result<Vec<Directory<Self>>, StoreError>;
+}
+
+/// Finds all devices of a kind whose directories on our side name their frontends' and reads the named nodes of both directories of each.
 ///
 /// # Errors
 /// The store's; a directory that is incomplete is no error, it is left out.
-pub fn discover<S: Store, const B: usize, const F: usize>(
+pub fn discover<S: Store, K: Kind, const B: usize, const F: usize>(
     store: &mut S,
     me: DomId,
-    kind: &str,
     back_nodes: [&str; B],
     front_nodes: [&str; F],
-) -> Result<Vec<Found<B, F>>, StoreError> {
-    let root = root(me, kind);
+    parse: impl Fn([Option<String>; B], [Option<String>; F]) -> K,
+) -> Result<Vec<Directory<K>>, StoreError> {
+    let root = root(me, K::NAME);
     let frontends = store.list(core::slice::from_ref(&root))?.into_iter().next().unwrap_or_default();
     let paths: Vec<String> = frontends.iter().map(|f| format!("{root}/{f}")).collect();
     let mut places: Vec<(DomId, u16, String)> = Vec::new();
@@ -134,22 +146,19 @@ pub fn discover<S: Store, const B: usize, const F: usize>(
     let mut next = || values.next().flatten();
     let mut all = Vec::new();
     for (frontend, device, back) in places {
-        let (front, back_state) = (next(), parse_state(next().as_deref()));
-        let back_values = back_nodes.map(|_| next());
+        let (front, back_state, back_values) = (next(), parse_state(next().as_deref()), back_nodes.map(|_| next()));
         let Some(front) = front.filter(|front| !front.is_empty()) else { continue };
-        let (front_state, front_values) = (XenbusState::Unknown, front_nodes.map(|_| None));
-        let place = Place { frontend, device, back, front };
-        all.push(Found { place, back_state, front_state, back_values, front_values });
+        all.push((Place { frontend, device, back, front }, back_state, back_values));
     }
     let theirs = |front: &str| below(front, &["state"]).into_iter().chain(below(front, &front_nodes));
-    let nodes: Vec<String> = all.iter().flat_map(|found| theirs(&found.place.front)).collect();
+    let nodes: Vec<String> = all.iter().flat_map(|(place, ..)| theirs(&place.front)).collect();
     let mut values = store.read(&nodes)?.into_iter();
     let mut next = || values.next().flatten();
-    for found in &mut all {
-        found.front_state = parse_state(next().as_deref());
-        found.front_values = front_nodes.map(|_| next());
-    }
-    Ok(all)
+    let found = all.into_iter().map(|(place, back_state, back_values)| {
+        let front_state = parse_state(next().as_deref());
+        Directory { place, back_state, front_state, nodes: parse(back_values, front_nodes.map(|_| next())) }
+    });
+    Ok(found.collect())
 }
 
 /// What a pair of states asks of us.

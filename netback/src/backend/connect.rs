@@ -1,7 +1,6 @@
 //! The backend follows xenstore: finds its vifs, takes up the rings of a dead instance, connects and closes.
 
 use super::{Backend, BackendStats, Config};
-use crate::cache;
 use crate::frames::Frames;
 use crate::gro::Gro;
 use crate::negotiate::{Directory, offer};
@@ -11,6 +10,7 @@ use crate::rx::Batch;
 use crate::vif::{Connection, Vif};
 use crate::{Area, Fabric, Platform, PortId, Store, StoreError};
 use ::backend::Devices;
+use ::backend::cache::{load, save};
 use ::backend::xenbus::{self, Step, step};
 use abi::DomId;
 use abi::io::xenbus::XenbusState;
@@ -50,7 +50,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
     pub fn start<St: Store>(parts: Parts<P, N, A, F, S>, store: &mut St) -> Result<Self, StoreError> {
         let mut recovery = Recovery::open(parts.survivor, parts.first_boot);
         let mut platform = parts.platform;
-        let cached = cache::load(recovery.page(), parts.me).filter(|_| !parts.first_boot);
+        let cached = load(recovery.page(), parts.me).filter(|_| !parts.first_boot);
         let (mut vifs, directories) = Devices::<Vif<P::Page>>::find(store, parts.me, cached)?;
         let mut next_epoch: u32 = 0;
         for (vif, directory) in vifs.iter_mut().zip(&directories) {
@@ -118,7 +118,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         if connection.rx_port != connection.tx_port {
             self.ports.push(connection.rx_port);
         }
-        let rules = directories.iter().find(|d| vif.place.is(&d.place)).and_then(|d| d.rules.as_deref());
+        let rules = directories.iter().find(|d| vif.place.is(&d.place)).and_then(|d| d.nodes.rules.as_deref());
         let (port, mac) = (Vif::<P::Page>::port(slot), vif.mac);
         self.set_rules(port, rules);
         if let Some(mac) = mac {
@@ -152,7 +152,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
     /// Leaves word of the connected vifs for the next instance.
     fn remember(&self) {
         let connected = self.vifs.iter().filter(|vif| vif.connection.is_some());
-        cache::save(self.survivor.page(), self.me, connected.map(|vif| vif.known.as_ref()));
+        save(self.survivor.page(), self.me, connected.map(|vif| vif.known.as_ref()));
     }
 
     /// Does what the states of one vif ask for; makes the vif if it is new.
@@ -186,11 +186,14 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         let Some(vif) = self.vifs.get_mut(slot) else { return };
         let Some(known) = &mut vif.known else { return };
         let port = Vif::<P::Page>::port(slot);
-        let same_rings = known.keys == directory.keys;
-        let (rules, mac) = (known.rules != directory.rules, directory.mac.filter(|_| known.mac != directory.mac));
+        let same_rings = known.nodes.keys == directory.nodes.keys;
+        let (rules, mac) = (
+            known.nodes.rules != directory.nodes.rules,
+            directory.nodes.mac.filter(|_| known.nodes.mac != directory.nodes.mac),
+        );
         let mut now = directory.clone();
-        now.keys = known.keys;
-        now.mac = mac.or(known.mac);
+        now.nodes.keys = known.nodes.keys;
+        now.nodes.mac = mac.or(known.nodes.mac);
         *known = now;
         // A death between taking up the rings and saying so.
         let unsaid = directory.back_state != XenbusState::Connected;
@@ -204,7 +207,7 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
             self.filter();
         }
         if rules {
-            self.set_rules(port, directory.rules.as_deref());
+            self.set_rules(port, directory.nodes.rules.as_deref());
         }
         if rules || mac.is_some() {
             self.remember();
@@ -229,14 +232,14 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
 
     fn connect<St: Store>(&mut self, store: &mut St, slot: usize, directory: &Directory) {
         let Some(vif) = self.vifs.get_mut(slot) else { return };
-        let keys = match &directory.keys {
+        let keys = match &directory.nodes.keys {
             Ok(keys) => keys,
             Err(bad) => {
                 log::warn!("{vif}: frontend's {} is missing or bad", bad.0);
                 return self.say(store, slot, XenbusState::Closing);
             }
         };
-        let Some(mac) = directory.mac else {
+        let Some(mac) = directory.nodes.mac else {
             log::error!("{vif}: its mac node is missing or bad");
             return self.say(store, slot, XenbusState::Closing);
         };
@@ -308,7 +311,7 @@ fn reattach<P: Platform, S: SharedMem>(
     recovery: &mut Recovery<S>,
     epoch: u32,
 ) {
-    let keys = match &directory.keys {
+    let keys = match &directory.nodes.keys {
         Ok(keys) => keys,
         Err(bad) => return log::warn!("{vif}: frontend's {} is missing or bad", bad.0),
     };

@@ -60,13 +60,13 @@ const LINUX: [(&str, &str); 8] = [
 #[test]
 fn all_vifs_are_found_in_four_round_trips() {
     let mut tree = tree(&[(3, 0), (3, 1), (12, 0)], &LINUX);
-    let vifs = discover(&mut tree, DomId(2)).unwrap();
+    let vifs = Nodes::discover(&mut tree, DomId(2)).unwrap();
     assert_eq!(tree.1, 4);
     assert_eq!(vifs.len(), 3);
     let vif = vifs.iter().find(|vif| vif.place.device == 1).unwrap();
     assert_eq!((vif.place.frontend, vif.back_state, vif.front_state), (DomId(3), Connected, Connected));
-    assert_eq!(vif.mac, Some([2, 0, 0, 0, 0, 7]));
-    let keys = vif.keys.unwrap();
+    assert_eq!(vif.nodes.mac, Some([2, 0, 0, 0, 0, 7]));
+    let keys = vif.nodes.keys.unwrap();
     assert_eq!((keys.tx_ring, keys.rx_ring), (GrantRef(768), GrantRef(769)));
     assert_eq!((keys.tx_port, keys.rx_port), (EvtchnPort(11), EvtchnPort(12)));
     let features = Features { sg: true, gso_v4: true, blank_v4: true, ..Features::default() };
@@ -77,7 +77,7 @@ fn all_vifs_are_found_in_four_round_trips() {
 fn one_event_channel_serves_both_rings() {
     let mut nodes: Vec<_> = LINUX.into_iter().filter(|(node, _)| !node.starts_with("event")).collect();
     nodes.push(("event-channel", "9"));
-    let keys = discover(&mut tree(&[(3, 0)], &nodes), DomId(2)).unwrap()[0].keys.unwrap();
+    let keys = Nodes::discover(&mut tree(&[(3, 0)], &nodes), DomId(2)).unwrap()[0].nodes.keys.unwrap();
     assert_eq!((keys.tx_port, keys.rx_port), (EvtchnPort(9), EvtchnPort(9)));
 }
 
@@ -85,8 +85,8 @@ fn one_event_channel_serves_both_rings() {
 fn a_bad_node_is_named() {
     for (name, bad) in [("tx-ring-ref", "x"), ("event-channel-tx", "4096"), ("request-rx-copy", "0")] {
         let nodes: Vec<_> = LINUX.into_iter().map(|(n, v)| (n, if n == name { bad } else { v })).collect();
-        let vifs = discover(&mut tree(&[(3, 0)], &nodes), DomId(2)).unwrap();
-        assert_eq!(vifs[0].keys, Err(BadKey(name)));
+        let vifs = Nodes::discover(&mut tree(&[(3, 0)], &nodes), DomId(2)).unwrap();
+        assert_eq!(vifs[0].nodes.keys, Err(BadKey(name)));
     }
     assert_eq!(parse_mac("01:00:00:00:00:07"), None, "a group address");
     assert_eq!(parse_mac("02:00:00:00:00:07:08"), None);

@@ -1,6 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 use ring::TestPage;
+use xenstore::{Store, StoreError};
 
 /// Takes only the first so many stores.
 struct Dying<'a>(&'a TestPage, std::cell::Cell<usize>);
@@ -23,28 +24,75 @@ impl SharedMem for Dying<'_> {
     fn fence(&self) {}
 }
 
-const MAGIC: u32 = 0x7473_6574;
+const ME: DomId = DomId(1);
 
-type Device = (u32, Option<String>);
+/// A device with a number and a text; one with the number 0 cannot be kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Tap(u32, Option<String>);
+
+impl Kind for Tap {
+    const NAME: &'static str = "tap";
+    const OTHERS: &'static [&'static str] = &[];
+    fn discover<S: Store>(_: &mut S, _: DomId) -> Result<Vec<Directory<Self>>, StoreError> {
+        Err(StoreError::Timeout)
+    }
+}
+
+impl Kept for Tap {
+    const MAGIC: u32 = 0x7370_6174;
+    fn encode(&self, body: &mut Vec<u32>) -> Option<()> {
+        body.push(self.0);
+        put_text(body, self.1.as_deref());
+        (self.0 != 0).then_some(())
+    }
+    fn decode(rest: &mut &[u32]) -> Option<Self> {
+        let (number, tail) = rest.split_first()?;
+        *rest = tail;
+        Some(Self(*number, take_text(rest)?))
+    }
+}
+
+/// Another kind that is kept alike.
+#[derive(Debug, PartialEq, Eq)]
+struct Top(Tap);
+
+impl Kind for Top {
+    const NAME: &'static str = "top";
+    const OTHERS: &'static [&'static str] = &[];
+    fn discover<S: Store>(_: &mut S, _: DomId) -> Result<Vec<Directory<Self>>, StoreError> {
+        Err(StoreError::Timeout)
+    }
+}
+
+impl Kept for Top {
+    const MAGIC: u32 = Tap::MAGIC + 1;
+    fn encode(&self, body: &mut Vec<u32>) -> Option<()> {
+        self.0.encode(body)
+    }
+    fn decode(rest: &mut &[u32]) -> Option<Self> {
+        Tap::decode(rest).map(Self)
+    }
+}
+
+type Device = Directory<Tap>;
+
+fn tap(frontend: u16, device: u16, number: u32, text: Option<String>) -> Device {
+    let place = Place::usual(ME, Tap::NAME, DomId(frontend), device);
+    let (back_state, front_state) = (XenbusState::Connected, XenbusState::Connected);
+    Directory { place, back_state, front_state, nodes: Tap(number, text) }
+}
 
 fn keep<S: SharedMem>(page: &S, devices: &[Device]) {
-    save(page, MAGIC, devices.iter(), |body, (number, text)| {
-        body.push(*number);
-        put_text(body, text.as_deref());
-        (*number != 0).then_some(())
-    });
+    save(page, ME, devices.iter().map(Some));
 }
 
 fn kept<S: SharedMem>(page: &S) -> Option<Vec<Device>> {
-    load(page, MAGIC, |rest| {
-        let (number, tail) = rest.split_first()?;
-        *rest = tail;
-        Some((*number, take_text(rest)?))
-    })
+    load(page, ME)
 }
 
 fn devices() -> impl Strategy<Value = Vec<Device>> {
-    proptest::collection::vec((1u32.., proptest::option::of("[ -~]{0,40}")), 0..16)
+    let one = (0u16..0x7ff0, any::<u16>(), 1u32.., proptest::option::of("[ -~]{0,40}"));
+    proptest::collection::vec(one.prop_map(|(f, d, number, text)| tap(f, d, number, text)), 0..16)
 }
 
 proptest! {
@@ -82,22 +130,31 @@ proptest! {
 #[test]
 fn the_journals_part_is_not_touched() {
     let page = TestPage::default();
-    keep(&page, &[(7, Some("x".into()))]);
+    keep(&page, &[tap(3, 0, 7, Some("x".into()))]);
     assert!((0..SURVIVOR_OWNER).step_by(4).all(|offset| page.read(offset) == 0));
 }
 
 #[test]
 fn another_kinds_cache_is_none() {
     let page = TestPage::default();
-    keep(&page, &[(7, None)]);
-    assert_eq!(load(&page, MAGIC + 1, |_| Some(())), None);
+    keep(&page, &[tap(3, 0, 7, None)]);
+    assert_eq!(load::<_, Top>(&page, ME), None);
 }
 
 #[test]
 fn what_does_not_fit_is_not_kept_by_half() {
     let page = TestPage::default();
-    keep(&page, &[(7, None), (0, None)]);
-    assert_eq!(kept(&page), None, "one that has no place");
-    keep(&page, &[(7, Some("x".repeat(1800)))]);
+    let whole = tap(3, 0, 7, None);
+    keep(&page, &[whole.clone(), tap(3, 1, 0, None)]);
+    assert_eq!(kept(&page), None, "one that cannot be kept");
+    keep(&page, &[tap(3, 0, 7, Some("x".repeat(1800)))]);
     assert_eq!(kept(&page), None, "too long");
+    let mut odd = tap(3, 1, 7, None);
+    odd.place.front = "/local/domain/3/device/other/1".into();
+    keep(&page, &[whole.clone(), odd]);
+    assert_eq!(kept(&page), None, "other paths than the usual ones");
+    save(&page, ME, [Some(&whole), None].into_iter());
+    assert_eq!(kept(&page), None, "one that is not known");
+    keep(&page, core::slice::from_ref(&whole));
+    assert_eq!(kept(&page), Some(vec![whole]));
 }

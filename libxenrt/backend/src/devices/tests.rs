@@ -1,8 +1,8 @@
 use super::*;
 use abi::Errno;
+use abi::io::xenbus::XenbusState;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use xenbus::Found;
 
 const ME: DomId = DomId(7);
 
@@ -63,11 +63,15 @@ impl Store for Tree {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Said(Place);
+struct Nodes;
 
-impl AsRef<Place> for Said {
-    fn as_ref(&self) -> &Place {
-        &self.0
+type Said = Directory<Nodes>;
+
+impl Kind for Nodes {
+    const NAME: &'static str = "tap";
+    const OTHERS: &'static [&'static str] = &["mode"];
+    fn discover<S: Store>(store: &mut S, me: DomId) -> Result<Vec<Said>, StoreError> {
+        xenbus::discover(store, me, [], [], |[], []| Self)
     }
 }
 
@@ -81,17 +85,11 @@ impl fmt::Display for Tap {
 }
 
 impl Device for Tap {
-    const KIND: &'static str = "tap";
+    type Kind = Nodes;
     const MAX: usize = 3;
-    const NODES: &'static [&'static str] = &["mode"];
-    type Directory = Said;
 
-    fn discover<S: Store>(store: &mut S, me: DomId) -> Result<Vec<Said>, StoreError> {
-        let found: Vec<Found<0, 0>> = xenbus::discover(store, me, Self::KIND, [], [])?;
-        Ok(found.into_iter().map(|found| Said(found.place)).collect())
-    }
     fn new(directory: &Said) -> Self {
-        Self(directory.0.clone())
+        Self(directory.place.clone())
     }
     fn place(&self) -> &Place {
         &self.0
@@ -99,11 +97,13 @@ impl Device for Tap {
 }
 
 fn place(frontend: u16, device: u16) -> Place {
-    Place::usual(ME, Tap::KIND, DomId(frontend), device)
+    Place::usual(ME, Nodes::NAME, DomId(frontend), device)
 }
 
 fn said(devices: &[(u16, u16)]) -> Vec<Said> {
-    devices.iter().map(|&(frontend, device)| Said(place(frontend, device))).collect()
+    let (back_state, front_state) = (XenbusState::Unknown, XenbusState::Unknown);
+    let said = |&(f, d): &(u16, u16)| Directory { place: place(f, d), back_state, front_state, nodes: Nodes };
+    devices.iter().map(said).collect()
 }
 
 fn names(devices: &Devices<Tap>) -> Vec<(usize, String)> {
