@@ -100,11 +100,11 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     /// Looks at the store and does what the states ask for.
     pub(super) fn scan<St: Store>(&mut self, store: &mut St) {
         let Some(directories) = self.vbds.look(store) else { return self.look_again() };
-        for slot in self.vbds.gone(store, &directories) {
+        for slot in self.vbds.gone(&directories) {
             self.disconnect(slot);
             // What the drive still has of it keeps its slot.
             if self.vbds.get(slot).is_some_and(|vbd| vbd.orphans.is_empty()) {
-                self.vbds.remove(slot);
+                self.vbds.remove(store, slot);
             }
         }
         directories.iter().for_each(|directory| self.follow(store, directory));

@@ -126,21 +126,18 @@ impl<D: Device> Devices<D> {
         Ok(())
     }
 
-    /// The slots of devices that none of `directories` is of; their frontends are no longer watched.
-    pub fn gone<S: Store>(&self, store: &mut S, directories: &[Directory<D::Kind>]) -> Vec<usize> {
+    /// The slots of devices that none of `directories` is of.
+    #[must_use]
+    pub fn gone(&self, directories: &[Directory<D::Kind>]) -> Vec<usize> {
         let is_gone = |device: &D| !directories.iter().any(|directory| device.place().is(&directory.place));
-        let gone: Vec<_> = self.enumerate().filter(|(_, device)| is_gone(device)).collect();
-        for (_, device) in &gone {
-            log::info!("{device}: removed");
-            store.unwatch(&state_of(&device.place().front));
-        }
-        gone.into_iter().map(|(slot, _)| slot).collect()
+        self.enumerate().filter(|(_, device)| is_gone(device)).map(|(slot, _)| slot).collect()
     }
 
-    /// Empties a slot.
-    pub fn remove(&mut self, slot: usize) {
-        if let Some(place) = self.slots.get_mut(slot) {
-            *place = None;
+    /// Empties a slot and ends the watch on its frontend; until then a device made again is this one.
+    pub fn remove<S: Store>(&mut self, store: &mut S, slot: usize) {
+        if let Some(device) = self.slots.get_mut(slot).and_then(Option::take) {
+            log::info!("{device}: removed");
+            store.unwatch(&state_of(&device.place().front));
         }
     }
 

@@ -142,9 +142,9 @@ impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, 
         let Some(directories) = self.vifs.look(store) else {
             return self.vifs.look_at(self.platform.now_us());
         };
-        for slot in self.vifs.gone(store, &directories) {
+        for slot in self.vifs.gone(&directories) {
             self.disconnect(slot);
-            self.vifs.remove(slot);
+            self.vifs.remove(store, slot);
         }
         directories.iter().for_each(|directory| self.follow(store, directory));
     }

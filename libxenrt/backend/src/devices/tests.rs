@@ -185,13 +185,27 @@ fn a_device_that_goes_leaves_its_slot_to_the_next() {
     tree.remove(1, 0);
     tree.add(3, 0);
     let now = devices.look(&mut tree).unwrap();
-    assert_eq!(devices.gone(&mut tree, &now), [0]);
+    assert_eq!(devices.gone(&now), [0]);
+    devices.remove(&mut tree, 0);
     assert_eq!(tree.watches(), [TWO, ROOT]);
-    devices.remove(0);
     assert_eq!((devices.slots(), devices.get(0).is_none(), devices.get_mut(1).is_some()), (2, true, true));
     let slots: Vec<_> = now.iter().map(|directory| devices.slot_of(&mut tree, directory)).collect();
     assert_eq!(slots, [Some(1), Some(0)], "who is known keeps its slot");
     assert_eq!(names(&devices), [(0, "tap3.0".into()), (1, "tap2.0".into())]);
+}
+
+#[test]
+fn a_device_made_again_before_its_slot_is_free_is_still_watched() {
+    let mut tree = Tree::with(&[(1, 0)]);
+    let (mut devices, directories) = Devices::<Tap>::find(&mut tree, ME, None).unwrap();
+    devices.reattached(&mut tree, &directories, 0).unwrap();
+    tree.remove(1, 0);
+    let now = devices.look(&mut tree).unwrap();
+    assert_eq!(devices.gone(&now), [0], "but the backend keeps it: its drive is not done with it");
+    tree.add(1, 0);
+    let now = devices.look(&mut tree).unwrap();
+    assert_eq!(devices.slot_of(&mut tree, &now[0]), Some(0));
+    assert_eq!(tree.watches(), [ONE, ROOT]);
 }
 
 #[test]
@@ -201,7 +215,7 @@ fn no_more_than_there_is_room_for_and_none_unwatched() {
     let (mut devices, directories) = Devices::<Tap>::find(&mut tree, ME, None).unwrap();
     assert_eq!((directories.len(), devices.slots()), (4, Tap::MAX));
     assert_eq!(devices.slot_of(&mut tree, &directories[3]), None, "there is no room");
-    devices.remove(1);
+    devices.remove(&mut tree, 1);
     tree.broken = true;
     assert_eq!(devices.slot_of(&mut tree, &directories[3]), None, "nobody would tell of its state");
     assert_eq!(devices.slot_of(&mut tree, &directories[2]), Some(2), "who is known needs no watch");
