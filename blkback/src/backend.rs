@@ -17,7 +17,7 @@ use crate::grants::Known;
 use crate::table::{Drive, Table, Ticket};
 use crate::vbd::{Vbd, VbdStats};
 use crate::{MapRequest, Platform};
-use ::backend::Devices;
+use ::backend::{Devices, Turn};
 use abi::{DomId, EvtchnPort};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -71,20 +71,6 @@ pub struct Parts<P, D, M, S> {
     pub survivor: S,
     /// This domain never ran before (generation 0).
     pub first_boot: bool,
-}
-
-/// What the domain does after a turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
-    /// The next turn.
-    Again,
-    /// Nothing to do: block until an event, or until this time ([`::backend::Runtime::now_us`]).
-    Wait {
-        /// Microseconds; `None` = only an event.
-        until_us: Option<u64>,
-    },
-    /// The controller cannot be revived: end the domain, to be restarted.
-    Dead(ResetError),
 }
 
 /// Counters of the backend itself.
@@ -186,7 +172,7 @@ pub struct Backend<P: Platform, D, M, S> {
 
 impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     /// One round of work; see the module's head.
-    pub fn turn<St: Store>(&mut self, store: &mut St) -> Turn {
+    pub fn turn<St: Store>(&mut self, store: &mut St) -> Turn<ResetError> {
         self.disarm();
         self.stats.turns = self.stats.turns.saturating_add(1);
         let now_us = self.platform.now_us();

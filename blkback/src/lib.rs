@@ -35,7 +35,7 @@ mod source;
 mod table;
 mod vbd;
 
-pub use self::backend::{Backend, BackendStats, Config, Parts, Turn, VbdStatus};
+pub use self::backend::{Backend, BackendStats, Config, Parts, VbdStatus};
 pub use platform::{MapError, MapRequest, Mapped, Platform};
 pub use vbd::VbdStats;
 

@@ -21,7 +21,7 @@ use crate::rx::Batch;
 use crate::tx::VifFault;
 use crate::vif::{Connection, Vif, VifStats};
 use crate::{Area, Fabric, Platform, PortId, Store};
-use ::backend::Devices;
+use ::backend::{Devices, Turn};
 use abi::grant::GrantCopy;
 use abi::io::netif::rsp;
 use abi::{DomId, EvtchnPort};
@@ -61,20 +61,6 @@ impl Default for Config {
             patience_us: 20_000,
         }
     }
-}
-
-/// What the domain does after a turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
-    /// The next turn.
-    Again,
-    /// Nothing to do: block until an event, or until this time ([`Platform::now_us`]).
-    Wait {
-        /// Microseconds; `None` = only an event.
-        until_us: Option<u64>,
-    },
-    /// The NIC cannot be revived: end the domain, to be restarted.
-    Dead(ResetError),
 }
 
 /// Counters of the backend itself.
@@ -157,7 +143,7 @@ pub struct Backend<P: Platform, N, A, F, S> {
 
 impl<P: Platform, N: Nic, A: Area, F: Fabric, S: SharedMem> Backend<P, N, A, F, S> {
     /// One round of work; see the module's head.
-    pub fn turn<St: Store>(&mut self, store: &mut St) -> Turn {
+    pub fn turn<St: Store>(&mut self, store: &mut St) -> Turn<ResetError> {
         self.disarm();
         self.stats.turns = self.stats.turns.saturating_add(1);
         let now_us = self.platform.now_us();

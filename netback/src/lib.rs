@@ -37,7 +37,7 @@ pub mod switch;
 mod tx;
 mod vif;
 
-pub use backend::{Backend, BackendStats, Config, Parts, Turn, VifStatus};
+pub use backend::{Backend, BackendStats, Config, Parts, VifStatus};
 pub use platform::{Area, Platform};
 pub use ports::{Fabric, PortId, PortSet};
 pub use tx::VifFault;

@@ -1,5 +1,6 @@
-//! What every backend is made of, whatever its device: how it reaches its domain ([`Runtime`]), the XenBus handshake ([`xenbus`]), the
-//! devices it finds that way ([`Devices`]) and what it leaves of them for its next life beside the journal ([`cache`]).
+//! What every backend is made of, whatever its device: how it reaches its domain ([`Runtime`]) and what it asks of it after each turn
+//! ([`Turn`]), the XenBus handshake ([`xenbus`]), the devices it finds that way ([`Devices`]) and what it leaves of them for its next
+//! life beside the journal ([`cache`]).
 //!
 //! Neighbours: `netback` and `blkback` stand on it; `unikernels/*back-*` implement [`Runtime`] with hypercalls, `tests/sim` with a fake
 //! hypervisor.
@@ -22,7 +23,9 @@ extern crate alloc;
 pub mod cache;
 mod devices;
 mod runtime;
+mod turn;
 pub mod xenbus;
 
 pub use devices::{Device, Devices};
 pub use runtime::Runtime;
+pub use turn::Turn;

@@ -17,9 +17,9 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use blkback::disk::Disks;
-use blkback::{Backend, Config, Parts, Turn};
+use blkback::{Backend, Config, Parts};
 use driver_domain::statistics::Subject;
-use driver_domain::{Channels, Function, Rings, Setting, Xenstore};
+use driver_domain::{Channels, Function, Rings, Setting, Turn, Xenstore};
 use libxenrt::{SharedPage, config};
 use platform::Hypercalls;
 
@@ -66,12 +66,8 @@ impl<D: Disks> driver_domain::Backend for Domain<D> {
     fn channels(&mut self) -> &mut Channels {
         self.0.platform().channels()
     }
-    fn turn(&mut self, store: &mut Xenstore) -> driver_domain::Turn {
-        match self.0.turn(store) {
-            Turn::Again => driver_domain::Turn::Again,
-            Turn::Wait { until_us } => driver_domain::Turn::Wait { until_us },
-            Turn::Dead(error) => driver_domain::Turn::Dead(format!("{error:?}")),
-        }
+    fn turn(&mut self, store: &mut Xenstore) -> Turn<String> {
+        self.0.turn(store).map_dead(|error| format!("{error:?}"))
     }
     fn store_changed(&mut self, path: &str) {
         self.0.store_changed(path);

@@ -16,6 +16,7 @@ use abi::{DomId, EvtchnPort};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use backend::Turn;
 use core::time::Duration;
 use libxenrt::config::{Config, config};
 use libxenrt::device::Interrupt;
@@ -33,26 +34,12 @@ const BIRTH_DELAY: Duration = Duration::from_millis(200);
 /// than whoever ordered the crash waits for it.
 const DMA_PATIENCE: Duration = Duration::from_secs(10);
 
-/// What the domain does after a turn.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Turn {
-    /// The next turn.
-    Again,
-    /// Nothing to do: block until an event, or until this time (microseconds of system time).
-    Wait {
-        /// `None` = only an event.
-        until_us: Option<u64>,
-    },
-    /// The device cannot be revived, for this reason: end the domain, to be restarted.
-    Dead(String),
-}
-
 /// A backend with its driver, as the domain sees it.
 pub trait Backend {
     /// Its channels, whose events wake the domain.
     fn channels(&mut self) -> &mut Channels;
     /// One round of work.
-    fn turn(&mut self, store: &mut Xenstore) -> Turn;
+    fn turn(&mut self, store: &mut Xenstore) -> Turn<String>;
     /// A node that the backend watches, or one below it, changed.
     fn store_changed(&mut self, path: &str);
     /// Commits the crash kind `dma`.

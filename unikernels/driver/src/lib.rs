@@ -15,9 +15,9 @@ pub mod statistics;
 pub mod store;
 
 pub use abi;
-pub use backend;
+pub use backend::{self, Turn};
 pub use channels::Channels;
-pub use domain::{Backend, Setting, Turn, run};
+pub use domain::{Backend, Setting, run};
 pub use function::Function;
 pub use hardware::{PvClock, Registers, Rings};
 pub use store::Xenstore;

@@ -14,13 +14,13 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use driver_domain::statistics::Subject;
-use driver_domain::{Channels, Function, PvClock, Registers, Rings, Setting, Xenstore};
+use driver_domain::{Channels, Function, PvClock, Registers, Rings, Setting, Turn, Xenstore};
 use libxenrt::dma::DmaRegion;
 use libxenrt::{SharedPage, log};
 use netback::firewall::Firewall;
 use netback::nic::Nic;
 use netback::switch::{Switch, SwitchConfig};
-use netback::{Backend, Parts, Turn};
+use netback::{Backend, Parts};
 use netback_e1000_driver::{Before, E1000, RING_BYTES};
 use platform::{Hypercalls, Packets};
 
@@ -84,12 +84,8 @@ impl driver_domain::Backend for Domain {
     fn channels(&mut self) -> &mut Channels {
         &mut self.0.platform().channels
     }
-    fn turn(&mut self, store: &mut Xenstore) -> driver_domain::Turn {
-        match self.0.turn(store) {
-            Turn::Again => driver_domain::Turn::Again,
-            Turn::Wait { until_us } => driver_domain::Turn::Wait { until_us },
-            Turn::Dead(error) => driver_domain::Turn::Dead(format!("{error}")),
-        }
+    fn turn(&mut self, store: &mut Xenstore) -> Turn<String> {
+        self.0.turn(store).map_dead(|error| format!("{error}"))
     }
     fn store_changed(&mut self, path: &str) {
         self.0.store_changed(path);
