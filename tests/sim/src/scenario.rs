@@ -1,21 +1,18 @@
 //! A history: guests, a device, a driver domain that dies and starts again, in an order that a seed chooses.
 
 use crate::guest::{Guest, Nature};
+use crate::lives::Lives;
 use crate::nic::{Device, Driver};
 use crate::platform::{Calls, Packets, Page};
 use crate::store::Connection;
 use crate::wire;
-use crate::world::{BACKEND, Killed, World};
+use crate::world::{BACKEND, World};
 use abi::DomId;
-use backend::Turn;
-use hv_core::Mfn;
-use hv_core::frames::Owner;
 use netback::firewall::Firewall;
 use netback::nic::MacAddr;
 use netback::switch::{Rate, Switch, SwitchConfig};
 use netback::{Backend, Config, Fabric, Parts, PortId, PortSet};
 use std::cell::RefCell;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
 /// A host on the wire.
@@ -122,15 +119,9 @@ struct Machine {
     device: Rc<RefCell<Device>>,
     guests: Rc<RefCell<Vec<Guest>>>,
     area: u64,
-    survivor: Mfn,
-    served: Option<Served>,
-    /// It blocks, until this time.
-    asleep: Option<Option<u64>>,
-    deaths: Vec<u64>,
-    lives: u64,
+    lives: Lives<Served>,
     frames_in: u32,
     flow: u32,
-    damage_survivor: bool,
     leaky: bool,
     last_done: Vec<u64>,
 }
@@ -138,8 +129,7 @@ struct Machine {
 /// Lives through a scenario.
 pub fn run(scenario: &Scenario) -> Outcome {
     let world = World::new(scenario.seed);
-    let survivor = world.allocate(BACKEND, 1)[0];
-    world.write(survivor.0 * 4096, &[0; 4096]);
+    let lives = Lives::new(&world, &scenario.deaths, scenario.damage_survivor);
     let area = world.allocate_area(BACKEND, AREA_ORDER).0 * 4096;
     let device = Device::new(&world, scenario.offloads);
     let doms: Vec<DomId> = (0..scenario.guests.len()).map(|n| DomId(n as u16 + 5)).collect();
@@ -166,18 +156,13 @@ pub fn run(scenario: &Scenario) -> Outcome {
         device,
         guests,
         area,
-        survivor,
-        served: None,
-        asleep: None,
-        deaths: scenario.deaths.iter().rev().copied().collect(),
-        lives: 0,
+        lives,
         frames_in: scenario.frames_in,
         flow: 0,
-        damage_survivor: scenario.damage_survivor,
         leaky: scenario.leaky,
         last_done: vec![0; scenario.guests.len()],
     };
-    machine.world.set_fuse(machine.deaths.pop());
+    machine.lives.light_fuse();
     machine.world.lose_events.set(scenario.lose_events);
     machine.mix(scenario);
     machine.drain();
@@ -188,6 +173,12 @@ pub fn run(scenario: &Scenario) -> Outcome {
     }
     world.interleave(0, None);
     machine.finish()
+}
+
+fn switch() -> Switch {
+    let flood = Rate { per_second: 1_000_000, burst: 1_000_000 };
+    let config = SwitchConfig { vif_flood: flood, uplink_flood: flood, ..SwitchConfig::default() };
+    Switch::new([2, 0xFF, 0, 0, 0, 0], config, Firewall::default())
 }
 
 impl Machine {
@@ -263,7 +254,7 @@ impl Machine {
             self.world.now_us.set(self.world.now_us.get() + 3);
             let hostile = self.guests.borrow().iter().any(|guest| guest.nature.hostile);
             if !moved || (hostile && self.honest_done()) {
-                match self.asleep {
+                match self.lives.asleep {
                     // Only time can help.
                     Some(Some(until)) if !self.honest_done() => self.world.now_us.set(until),
                     _ => return,
@@ -280,95 +271,41 @@ impl Machine {
 
     /// One turn of the driver domain, or its start; true if it did something.
     fn turn(&mut self) -> bool {
-        if let Some(until) = self.asleep {
-            let woken = self.world.take_events(BACKEND)
-                || self.device.borrow().interrupting()
-                || !self.world.store.borrow().changed.is_empty()
-                || until.is_some_and(|until| until <= self.world.now_us.get());
-            if !woken {
-                return false;
-            }
-            self.asleep = None;
-        }
-        let life = catch_unwind(AssertUnwindSafe(|| {
-            let mut store = Connection(self.world.clone());
-            let served = match &mut self.served {
-                Some(served) => served,
-                none => {
-                    self.lives += 1;
-                    none.insert(Self::start(
-                        &self.world,
-                        &self.device,
-                        (self.area, self.leaky),
-                        self.survivor,
-                        &mut store,
-                    ))
-                }
+        let interrupting = self.device.borrow().interrupting();
+        let start = |survivor, store: &mut Connection| {
+            let parts = Parts {
+                me: BACKEND,
+                config: Config { large_buffers: 100, rx_buffers: 48, frames: 200, budget: 8, ..Config::default() },
+                platform: Calls(self.world.clone()),
+                nic: Driver(self.device.clone()),
+                area: Packets { world: self.world.clone(), base: self.area, len: 4096 << AREA_ORDER },
+                fabric: Fabrics { switch: switch(), leaky: self.leaky },
+                survivor,
+                first_boot: self.world.generation.get() == 0,
             };
-            let changed = std::mem::take(&mut self.world.store.borrow_mut().changed);
-            changed.iter().for_each(|path| served.store_changed(path));
-            served.turn(&mut store)
-        }));
-        match life {
-            Ok(Turn::Again) => true,
-            Ok(Turn::Wait { until_us }) => {
-                self.asleep = Some(until_us);
-                true
-            }
-            Ok(Turn::Dead(error)) => {
-                self.world.fail(format!("the NIC is dead: {error}"));
-                true
-            }
-            Err(cause) if cause.is::<Killed>() => {
-                self.bury();
-                true
-            }
-            Err(cause) => resume_unwind(cause),
-        }
-    }
-
-    fn start(
-        world: &Rc<World>,
-        device: &Rc<RefCell<Device>>,
-        (area, leaky): (u64, bool),
-        survivor: Mfn,
-        store: &mut Connection,
-    ) -> Served {
-        let flood = Rate { per_second: 1_000_000, burst: 1_000_000 };
-        let config = SwitchConfig { vif_flood: flood, uplink_flood: flood, ..SwitchConfig::default() };
-        let parts = Parts {
-            me: BACKEND,
-            config: Config { large_buffers: 100, rx_buffers: 48, frames: 200, budget: 8, ..Config::default() },
-            platform: Calls(world.clone()),
-            nic: Driver(device.clone()),
-            area: Packets { world: world.clone(), base: area, len: 4096 << AREA_ORDER },
-            fabric: Fabrics { switch: Switch::new([2, 0xFF, 0, 0, 0, 0], config, Firewall::default()), leaky },
-            survivor: Page::own(world, survivor),
-            first_boot: world.generation.get() == 0,
+            Backend::start(parts, store).expect("the store answers")
         };
-        Backend::start(parts, store).expect("the store answers")
+        let moved = self.lives.turn(interrupting, start, |served, changed, store| {
+            changed.iter().for_each(|path| served.store_changed(path));
+            served.turn(store)
+        });
+        moved.unwrap_or_else(|| {
+            self.bury();
+            true
+        })
     }
 
     /// The driver domain died: contain, take back, and let it start again.
     fn bury(&mut self) {
         self.device.borrow_mut().quiesce();
-        self.world.take_back(BACKEND);
-        self.served = None;
-        self.asleep = None;
-        self.world.store.borrow_mut().forget_watches();
         self.world.write(self.area, &vec![0; 4096 << AREA_ORDER]);
-        if self.damage_survivor {
-            // The journal's part alone, or all of it.
-            let len = if self.world.chance.borrow_mut().one_in(2) { 64 } else { 4096 };
-            self.world.write(self.survivor.0 * 4096, &[0x5C; 4096][..len]);
-        }
-        self.world.set_fuse(self.deaths.pop());
+        self.lives.bury();
     }
 
     fn finish(mut self) -> Outcome {
         let world = self.world.clone();
         let guests = self.guests.borrow();
-        let mut outcome = Outcome { points: world.points.get(), lives: self.lives, ..Outcome::default() };
+        let mut outcome = Outcome { points: world.points.get(), lives: self.lives.count, ..Outcome::default() };
         outcome.sent = self.device.borrow().sent.len() as u64;
         for guest in guests.iter().filter(|guest| !guest.nature.hostile) {
             outcome.answered += guest.answered;
@@ -383,21 +320,16 @@ impl Machine {
         guests.iter().for_each(Guest::search);
         outcome.last_done = std::mem::take(&mut self.last_done);
         outcome.resets = self.device.borrow().resets;
-        outcome.closed = self.served.as_ref().map_or(0, |served| served.stats().vifs_closed);
+        outcome.closed = self.lives.served.as_ref().map_or(0, |served| served.stats().vifs_closed);
         let hostile = guests.iter().any(|guest| guest.nature.hostile);
-        let left = self.served.as_ref().map_or((0, 0), Served::in_flight);
+        let left = self.lives.served.as_ref().map_or((0, 0), Served::in_flight);
         if !hostile && left != (0, 0) {
             world.fail(format!("(frames, buffers) {left:?} are left in the backend"));
         }
         drop(guests);
-        // Nothing of the dead may stay behind: with the backend gone, no frame is pinned.
         self.bury();
+        self.lives.look_for_remains();
         let hv = world.hv.borrow();
-        for mfn in (0..2048).map(Mfn) {
-            if hv.frames.pins(mfn) > 0 || hv.frames.owner(mfn) == Some(Owner::Orphan) {
-                world.fail(format!("frame {mfn:?} is still pinned"));
-            }
-        }
         for &dom in hv.tables.keys() {
             if let Some(port) = hv.one_sided(dom) {
                 world.fail(format!("port {port:?} of {dom:?} leads to one that does not lead back"));

@@ -2,17 +2,15 @@
 
 use super::disk::{Device, Driver, Shape};
 use super::guest::{Guest, Nature};
+use crate::lives::Lives;
 use crate::platform::{Calls, Page};
 use crate::store::Connection;
-use crate::world::{BACKEND, Killed, World};
+use crate::world::{BACKEND, World};
 use abi::DomId;
-use backend::Turn;
 use blkback::{Backend, Config, Parts};
 use hv_core::Mfn;
-use hv_core::frames::Owner;
 use hw::DmaMemory;
 use std::cell::RefCell;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
 /// Sectors of 512 bytes of a vbd.
@@ -154,14 +152,8 @@ struct Machine {
     device: Rc<RefCell<Device>>,
     guests: Rc<RefCell<Vec<Guest>>>,
     scratch: Mfn,
-    survivor: Mfn,
     config: Config,
-    served: Option<Served>,
-    /// It blocks, until this time.
-    asleep: Option<Option<u64>>,
-    deaths: Vec<u64>,
-    lives: u64,
-    damage_survivor: bool,
+    lives: Lives<Served>,
     last_done: Vec<u64>,
     /// All sectors as they were in the beginning.
     untouched: Vec<Vec<u8>>,
@@ -179,8 +171,8 @@ fn source(n: usize) -> String {
 /// Lives through a scenario.
 pub fn run(scenario: &Scenario) -> Outcome {
     let world = World::new(scenario.seed);
-    let [survivor, scratch] = [0, 1].map(|_| world.allocate(BACKEND, 1)[0]);
-    world.write(survivor.0 * 4096, &[0; 4096]);
+    let lives = Lives::new(&world, &scenario.deaths, scenario.damage_survivor);
+    let scratch = world.allocate(BACKEND, 1)[0];
     let device = Device::new(&world, scenario.shape);
     device.borrow_mut().bad = scenario.bad_sectors.iter().map(|sector| place(0) + sector).collect();
     for (at, bytes) in &scenario.preset {
@@ -212,17 +204,12 @@ pub fn run(scenario: &Scenario) -> Outcome {
         device,
         guests,
         scratch,
-        survivor,
         config: scenario.config,
-        served: None,
-        asleep: None,
-        deaths: scenario.deaths.iter().rev().copied().collect(),
-        lives: 0,
-        damage_survivor: scenario.damage_survivor,
+        lives,
         last_done: vec![0; scenario.guests.len()],
         untouched,
     };
-    machine.world.set_fuse(machine.deaths.pop());
+    machine.lives.light_fuse();
     machine.world.lose_events.set(scenario.lose_events);
     if machine.mix(scenario) {
         return machine.power_lost();
@@ -307,7 +294,7 @@ impl Machine {
             self.world.now_us.set(self.world.now_us.get() + 3);
             let hostile = self.guests.borrow().iter().any(|guest| guest.nature.hostile);
             if !moved || (hostile && self.honest_done()) {
-                match self.asleep {
+                match self.lives.asleep {
                     // Only time can help.
                     Some(Some(until)) if !self.honest_done() => self.world.now_us.set(until),
                     _ => return,
@@ -323,69 +310,33 @@ impl Machine {
 
     /// One turn of the driver domain, or its start; true if it did something.
     fn turn(&mut self) -> bool {
-        if let Some(until) = self.asleep {
-            let woken = self.world.take_events(BACKEND)
-                || self.device.borrow().interrupting()
-                || !self.world.store.borrow().changed.is_empty()
-                || until.is_some_and(|until| until <= self.world.now_us.get());
-            if !woken {
-                return false;
-            }
-            self.asleep = None;
-        }
-        let life = catch_unwind(AssertUnwindSafe(|| {
-            let mut store = Connection(self.world.clone());
-            let served = match &mut self.served {
-                Some(served) => served,
-                none => {
-                    self.lives += 1;
-                    let parts = Parts {
-                        me: BACKEND,
-                        config: self.config,
-                        platform: Calls(self.world.clone()),
-                        disks: Driver::new(&self.device),
-                        scratch: Scratch(self.world.clone(), self.scratch),
-                        survivor: Page::own(&self.world, self.survivor),
-                        first_boot: self.world.generation.get() == 0,
-                    };
-                    none.insert(Backend::start(parts, &mut store).expect("the store answers"))
-                }
+        let interrupting = self.device.borrow().interrupting();
+        let start = |survivor, store: &mut Connection| {
+            let parts = Parts {
+                me: BACKEND,
+                config: self.config,
+                platform: Calls(self.world.clone()),
+                disks: Driver::new(&self.device),
+                scratch: Scratch(self.world.clone(), self.scratch),
+                survivor,
+                first_boot: self.world.generation.get() == 0,
             };
-            let changed = std::mem::take(&mut self.world.store.borrow_mut().changed);
+            Backend::start(parts, store).expect("the store answers")
+        };
+        let moved = self.lives.turn(interrupting, start, |served, changed, store| {
             changed.iter().for_each(|path| served.store_changed(path));
-            served.turn(&mut store)
-        }));
-        match life {
-            Ok(Turn::Again) => true,
-            Ok(Turn::Wait { until_us }) => {
-                self.asleep = Some(until_us);
-                true
-            }
-            Ok(Turn::Dead(error)) => {
-                self.world.fail(format!("the controller is dead: {error:?}"));
-                true
-            }
-            Err(cause) if cause.is::<Killed>() => {
-                self.bury();
-                true
-            }
-            Err(cause) => resume_unwind(cause),
-        }
+            served.turn(store)
+        });
+        moved.unwrap_or_else(|| {
+            self.bury();
+            true
+        })
     }
 
     /// The driver domain died: contain, take back, and let it start again.
     fn bury(&mut self) {
         self.device.borrow_mut().quiesce();
-        self.world.take_back(BACKEND);
-        self.served = None;
-        self.asleep = None;
-        self.world.store.borrow_mut().forget_watches();
-        if self.damage_survivor {
-            // The journal's part alone, or all of it.
-            let len = if self.world.chance.borrow_mut().one_in(2) { 64 } else { 4096 };
-            self.world.write(self.survivor.0 * 4096, &[0x5C; 4096][..len]);
-        }
-        self.world.set_fuse(self.deaths.pop());
+        self.lives.bury();
     }
 
     /// The power has failed: looks at what is on the media.
@@ -401,17 +352,17 @@ impl Machine {
             }
         }
         let answered = self.guests.borrow().iter().map(|guest| guest.answered).sum();
-        let (lives, flushes) = (self.lives, device.flushes);
+        let (lives, flushes) = (self.lives.count, device.flushes);
         Outcome { lives, flushes, answered, failures: self.world.failures.take(), ..Outcome::default() }
     }
 
     fn finish(mut self) -> Outcome {
         let world = self.world.clone();
-        let mut outcome = Outcome { points: world.points.get(), lives: self.lives, ..Outcome::default() };
+        let mut outcome = Outcome { points: world.points.get(), lives: self.lives.count, ..Outcome::default() };
         self.look_at_the_guests(&mut outcome);
         self.look_at_the_drive(&mut outcome);
         outcome.last_done = std::mem::take(&mut self.last_done);
-        if let Some(served) = &self.served {
+        if let Some(served) = &self.lives.served {
             outcome.closed = served.stats().vbds_closed;
             for vbd in served.vbds() {
                 outcome.replayed += vbd.stats.replayed;
@@ -423,14 +374,8 @@ impl Machine {
                 world.fail(format!("(requests, commands) {left:?} are left in the backend"));
             }
         }
-        // Nothing of the dead may stay behind: with the backend gone, no frame is pinned.
         self.bury();
-        let hv = world.hv.borrow();
-        for mfn in (0..2048).map(Mfn) {
-            if hv.frames.pins(mfn) > 0 || hv.frames.owner(mfn) == Some(Owner::Orphan) {
-                world.fail(format!("frame {mfn:?} is still pinned"));
-            }
-        }
+        self.lives.look_for_remains();
         outcome.failures = world.failures.take();
         outcome
     }
