@@ -79,8 +79,9 @@ fn xen_leaf(domain: &Domain, vcpu: &Vcpu, leaf: u32, sub: u32) -> [u32; 4] {
         (0, _) => [MAX_LEAF, SIGNATURE[0], SIGNATURE[1], SIGNATURE[2]],
         (1, _) => [ABI_VERSION, 0, 0, 0],
         (2, _) => [1, HYPERCALL_MSR, 0, 0],
-        // TSC not emulated, native frequency.
-        (3, 0) => [0, 2, time::tsc_khz() as u32, 0],
+        // TSC not emulated, mode "default", native frequency. Of mode "never emulate" Linux (6.3 and on) takes the TSC for its clock, which
+        // does not tell it that it was paused: its watchdogs then report lockups.
+        (3, 0) => [0, 0, time::tsc_khz() as u32, 0],
         (4, _) => [HVM_VCPU_ID_PRESENT | HVM_DOMID_PRESENT, vcpu.id.0, u32::from(domain.id.0), 0],
         _ => [0; 4],
     }
