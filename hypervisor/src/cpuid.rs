@@ -30,10 +30,10 @@ const X2APIC: u32 = 1 << 21;
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 7, EBX that stays: FSGSBASE, BMI1, SMEP, BMI2, ERMS, RDSEED, ADX, SMAP, CLFLUSHOPT, SHA.
 const SHOWN_7_EBX: u32 = bits(&[0, 3, 7, 8, 9, 18, 19, 20, 23, 29]);
-/// Leaf 8000_0001h, ECX: SVM, extended APIC, IBS, XOP, SKINIT, WDT, LWP, FMA4, topology, perf counters, MONITORX.
-const HIDDEN_X1_ECX: u32 = bits(&[2, 3, 10, 11, 12, 13, 15, 16, 22, 23, 24, 26, 27, 28, 29]);
-/// Leaf 8000_0001h, EDX: MTRR, RDTSCP (`TSC_AUX` is the hypervisor's).
-const HIDDEN_X1_EDX: u32 = bits(&[12, 27]);
+/// Leaf 8000_0001h, ECX: SVM, extended APIC, OSVW, IBS, XOP, SKINIT, WDT, LWP, FMA4, TCE, node ID, topology, perf counters, MONITORX.
+const HIDDEN_X1_ECX: u32 = bits(&[2, 3, 9, 10, 11, 12, 13, 15, 16, 17, 19, 22, 23, 24, 26, 27, 28, 29]);
+/// Leaf 8000_0001h, EDX: MTRR, FFXSR, RDTSCP (`TSC_AUX` is the hypervisor's).
+const HIDDEN_X1_EDX: u32 = bits(&[12, 25, 27]);
 const X1: u32 = 0x8000_0001;
 
 /// EAX, EBX, ECX, EDX of a leaf.

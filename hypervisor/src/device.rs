@@ -91,6 +91,11 @@ fn find_device(owner: DomId, record: &bundle::Device) -> Result<Device, String> 
     if core_pci::passes_iommu(space, bdf) {
         return Err(format!("PCI device {bdf} passes the IOMMU by: give it disable-legacy=on,iommu_platform=on"));
     }
+    // Behind a bridge to conventional PCI functions share an ID: the IOMMU could not tell their owners apart.
+    let shares = |d: &Arc<Device>| d.owner != owner && iommu::requester(d.bdf) == iommu::requester(bdf);
+    if let Some(other) = DEVICES.read().iter().find(|d| shares(d)) {
+        return Err(format!("PCI device {bdf} and {} of domain {} are one to the IOMMU", other.bdf, other.owner));
+    }
     set_command(bdf, 0, command::BUS_MASTER);
     let bars = core_pci::size_bars(space, bdf);
     for (number, bar) in bars.iter().enumerate() {

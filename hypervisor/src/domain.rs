@@ -92,8 +92,8 @@ pub struct Domain {
     /// Its RAM as it was given: first guest frame, first machine frame, count. What the domain has done to its map since is
     /// the p2m's to know; a restart brings this back.
     pub ram: Mutex<Vec<(Gfn, Mfn, u64)>>,
-    /// RAM that it has taken out of its map and not yet put back (`XENMEM_decrease_reservation`).
-    pub ballooned: Mutex<Vec<Mfn>>,
+    /// RAM that it has taken out of its map and not yet put back (`XENMEM_decrease_reservation`): the last such frame, which begins a list.
+    pub ballooned: Mutex<Option<Mfn>>,
     /// Where the filling of its memory goes on (guest-physical); 0 unless some of it was filled, and not all.
     pub filled: AtomicU64,
     /// HVM parameters by number.

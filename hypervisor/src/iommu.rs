@@ -294,10 +294,12 @@ pub fn block(bdf: Bdf) {
     });
 }
 
-/// Forgets what a domain's devices were given. They have been blocked.
+/// Forgets what a domain's devices were given. One that is not blocked yet, as another CPU is about to or it was opened by half, is denied.
 pub fn clear(dom: DomId) {
     with(|i| {
         if let Some(space) = i.spaces.remove(&dom) {
+            let denied = i.denied(true);
+            space.devices.iter().for_each(|&(id, _)| check(i.set(id, &denied, space.id)));
             i.units.iter_mut().for_each(|u| check(u.forget_pages(space.id)));
             space.tree.destroy();
         }

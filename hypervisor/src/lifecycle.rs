@@ -225,7 +225,7 @@ fn restore_p2m(domain: &Domain) -> Result<(), Errno> {
     let mut p2m = domain.p2m.lock();
     let beyond = domain.mem_frames();
     replaced |= p2m.unmap(hv_core::Gfn(beyond), GUEST_FRAMES - beyond).map_err(|_| Errno::ENOMEM)?.replaced;
-    domain.ballooned.lock().clear();
+    *domain.ballooned.lock() = None;
     for &(gfn, mfn, pages) in domain.ram.lock().iter() {
         replaced |= p2m.map(gfn, mfn, pages, Rights::RWX).map_err(|_| Errno::ENOMEM)?.replaced;
     }

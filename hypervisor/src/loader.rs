@@ -82,14 +82,16 @@ fn segments(bundle: &Bundle<'static>, d: &bundle::Domain) -> Box<[Segment]> {
 pub fn give_memory(domain: &Domain) -> bool {
     let (owner, end) = (Owner::Domain(domain.id), domain.mem_frames());
     let (mut p2m, mut runs) = (domain.p2m.lock(), domain.ram.lock());
-    let mut at = 0;
+    let (mut at, mut large_left) = (0, true);
     while at < end {
         let mut frames = mem::frames();
         let mut allocate = |order| {
             let low = frames.allocate_contiguous(owner, order, BELOW_4G);
             low.or_else(|_| frames.allocate_contiguous(owner, order, ANYWHERE)).ok()
         };
-        let large = if end - at >= LARGE_FRAMES { allocate(LARGE_ORDER) } else { None };
+        // Looked for until there is none: a look is at all frames.
+        let large = if large_left && end - at >= LARGE_FRAMES { allocate(LARGE_ORDER) } else { None };
+        large_left = large.is_some();
         let Some((mfn, pages)) = large.map(|mfn| (mfn, LARGE_FRAMES)).or_else(|| Some((allocate(0)?, 1))) else { break };
         match runs.last_mut() {
             Some((_, first, count)) if first.0 + *count == mfn.0 => *count += pages,
@@ -113,7 +115,7 @@ pub fn take_memory(domain: &Domain) {
     run::flush_tlb(domain);
     p2m.reclaim();
     drop(p2m);
-    domain.ballooned.lock().clear();
+    *domain.ballooned.lock() = None;
     domain.filled.store(0, SeqCst);
     let mut frames = mem::frames();
     for (_, first, pages) in domain.ram.lock().drain(..) {
@@ -161,7 +163,7 @@ fn build(bundle: &Bundle<'static>, d: &'static bundle::Domain, placed: &mut u32)
         watchdogs: Mutex::new(Watchdogs::default()),
         iopm,
         ram: Mutex::new(Vec::new()),
-        ballooned: Mutex::new(Vec::new()),
+        ballooned: Mutex::new(None),
         filled: AtomicU64::new(0),
         hvm_params: Mutex::new([0; hvm::NR_PARAMS as usize]),
         state: AtomicU32::new(xenolith::state::DESTROYED),

@@ -20,6 +20,8 @@ use hv_svm::v_intr;
 
 /// How long another CPU may take to come out of its guest. The interrupt takes microseconds; beyond this the machine is broken.
 const LEAVE_GUEST_NS: u64 = 1000 * time::MS;
+/// Interrupts sent in this time.
+const KICKS: u64 = 100;
 
 /// An event may concern `vcpu`: if it waits, it becomes runnable; if it is in its guest, it comes out to be told.
 pub fn wake(vcpu: &Arc<Vcpu>) {
@@ -93,9 +95,13 @@ pub fn out_of_guest(vcpu: &Vcpu) {
     if !vcpu.in_guest.load(SeqCst) {
         return;
     }
-    kick(vcpu.cpu.load(SeqCst));
     let is_out = || !vcpu.in_guest.load(SeqCst) || !vcpu.flush_tlb.load(SeqCst);
-    assert!(time::spin_until(LEAVE_GUEST_NS, is_out), "CPU {} does not leave its guest", vcpu.cpu.load(SeqCst));
+    // More than once: an emulator was read that can lose an interrupt.
+    let left = (0..KICKS).any(|_| {
+        kick(vcpu.cpu.load(SeqCst));
+        time::spin_until(LEAVE_GUEST_NS / KICKS, is_out)
+    });
+    assert!(left, "CPU {} does not leave its guest", vcpu.cpu.load(SeqCst));
 }
 
 /// Takes all vCPUs of a domain that may not run (`Domain::paused`) off their CPUs and down, so that none is picked from a queue any

@@ -206,6 +206,7 @@ impl Vcpu {
             Wait::Upcall => self.upcall_due(domain) || self.lapic_pending().is_some(),
             Wait::Poll { ports, deadline_ns } => {
                 self.upcall_due(domain)
+                    || self.lapic_pending().is_some()
                     || (*deadline_ns != 0 && time::now_ns() >= *deadline_ns)
                     || ports.iter().any(|&port| events::pending(domain, port))
             }

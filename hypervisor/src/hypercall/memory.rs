@@ -10,6 +10,7 @@ use crate::shared_frame::SharedFrame;
 use crate::{grants, iommu, mem, run};
 use abi::Errno;
 use abi::memory::{AddToPhysmap, MAPSPACE_GRANT_TABLE, MAPSPACE_SHARED_INFO, MemoryReservation};
+use core::sync::atomic::Ordering::Relaxed;
 use hv_core::args::{BATCH_MAX, Batch, MemoryOp as Op};
 use hv_core::frames::Owner;
 use hv_core::{Dfn, Gfn, Mfn};
@@ -77,6 +78,20 @@ fn each_extent(
     Ok(f(&gfns) as i64)
 }
 
+/// The end of the list of frames taken out.
+const NO_FRAME: u64 = u64::MAX;
+
+/// A frame that was taken out holds itself the number of the one before it: a guest may take out all it has, and our heap is small.
+fn before(frame: &SharedFrame) -> u64 {
+    frame.u64_at(0).map_or(NO_FRAME, |word| word.load(Relaxed))
+}
+
+fn set_before(frame: &SharedFrame, before: u64) {
+    if let Some(word) = frame.u64_at(0) {
+        word.store(before, Relaxed);
+    }
+}
+
 /// Takes frames of RAM out of the map, up to the first that is none or is in use by another domain.
 fn decrease(domain: &Domain, gfns: &[Gfn]) -> usize {
     let mut p2m = domain.p2m.lock();
@@ -102,27 +117,35 @@ fn decrease(domain: &Domain, gfns: &[Gfn]) -> usize {
     iommu::flush(domain.id);
     p2m.reclaim();
     drop(p2m);
-    domain.ballooned.lock().extend_from_slice(&out);
+    let mut last = domain.ballooned.lock();
+    for &mfn in &out {
+        // SAFETY: a frame of the domain that is in no page table; a guest's frame holds no Rust values.
+        let frame = unsafe { SharedFrame::from_mfn(mfn) };
+        set_before(&frame, last.replace(mfn).map_or(NO_FRAME, |before| before.0));
+    }
     out.len()
 }
 
 /// Puts frames that were taken out into holes of the map, cleared, up to the first place that is none.
 fn populate(domain: &Domain, gfns: &[Gfn]) -> usize {
     let mut p2m = domain.p2m.lock();
-    let mut ballooned = domain.ballooned.lock();
-    let rights = Rights::READ | Rights::WRITE;
+    let mut last = domain.ballooned.lock();
     let mut done = 0;
     for &gfn in gfns {
-        let Some(&mfn) = ballooned.last() else { break };
-        // SAFETY: a frame of the domain that is in no page table; a guest's frame holds no Rust values.
-        unsafe { SharedFrame::from_mfn(mfn) }.zero();
+        let Some(mfn) = *last else { break };
+        // SAFETY: as above.
+        let frame = unsafe { SharedFrame::from_mfn(mfn) };
+        let before = before(&frame);
+        frame.zero();
         let room = p2m.translate(gfn).is_none() && domain.may_grow(&p2m);
-        if !room || p2m.map(gfn, mfn, 1, rights).is_err() {
+        if !room || p2m.map(gfn, mfn, 1, Rights::RWX).is_err() {
+            set_before(&frame, before);
             break;
         }
-        ballooned.pop();
+        // Nobody reaches the frame while it is out; if somebody did, it is his own that he gets.
+        *last = Some(Mfn(before)).filter(|&mfn| mem::frames().owner(mfn) == Some(Owner::Domain(domain.id)));
         done += 1;
-        if iommu::map(domain.id, Dfn(gfn.0), mfn, 1, rights).is_err() {
+        if iommu::map(domain.id, Dfn(gfn.0), mfn, 1, Rights::RWX).is_err() {
             log::warn!("{}: no memory to let its devices reach frame {gfn}", domain.name);
             break;
         }

@@ -5,7 +5,7 @@ use crate::lifecycle::{self, Cause};
 use crate::vcpu::Wait;
 use crate::{deadlines, events, run, time};
 use abi::sched::{
-    POLL_MAX_PORTS, Poll, SHUTDOWN_CRASH, SHUTDOWN_POWEROFF, SHUTDOWN_REBOOT, SHUTDOWN_SUSPEND, SHUTDOWN_WATCHDOG,
+    POLL_MAX_PORTS, Poll, SHUTDOWN_CRASH, SHUTDOWN_POWEROFF, SHUTDOWN_REBOOT, SHUTDOWN_SOFT_RESET, SHUTDOWN_SUSPEND, SHUTDOWN_WATCHDOG,
 };
 use abi::shared::vcpu_info;
 use abi::xenolith::cause;
@@ -37,6 +37,7 @@ pub fn call(caller: &Caller<'_>, cmd: u64, arg: u64) -> Result<i64, Errno> {
             let id = caller.domain.watchdogs.lock().set(op.id, op.timeout, time::now_ns())?;
             if let Some(first) = caller.domain.vcpu(0) {
                 deadlines::watchdog_changed(first);
+                run::kick(first.cpu.load(SeqCst));
             }
             Ok(id.into())
         }
@@ -48,7 +49,8 @@ fn cause_of(reason: u32) -> Result<u32, Errno> {
     match reason {
         SHUTDOWN_POWEROFF => Ok(cause::POWEROFF),
         SHUTDOWN_REBOOT => Ok(cause::REBOOT),
-        SHUTDOWN_CRASH => Ok(cause::CRASH),
+        // Not carried out. Linux stops at a BUG where it is refused, and asks for it when it has crashed with a crash kernel loaded.
+        SHUTDOWN_CRASH | SHUTDOWN_SOFT_RESET => Ok(cause::CRASH),
         SHUTDOWN_WATCHDOG => Ok(cause::WATCHDOG),
         SHUTDOWN_SUSPEND => Err(Errno::EOPNOTSUPP),
         _ => Err(Errno::EINVAL),

@@ -83,6 +83,10 @@ const fn is_valid(xcr0: u64) -> bool {
 pub fn set_xcr0(value: u64) -> bool {
     let can = is_valid(value) && has_xsave();
     if can {
+        if xcr0() & AVX != 0 && value & AVX == 0 {
+            // SAFETY: AVX is on. What a guest leaves in the upper halves would else be there when another switches AVX on.
+            unsafe { asm!("vzeroupper", options(nomem, nostack, preserves_flags)) };
+        }
         // SAFETY: OSXSAVE is set, and the value is valid; code that uses no such registers does not notice.
         unsafe { asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") 0, options(nostack, preserves_flags)) };
     }

@@ -26,6 +26,8 @@ pub const SHUTDOWN_REBOOT: u32 = 1;
 pub const SHUTDOWN_SUSPEND: u32 = 2;
 /// `SHUTDOWN_crash`.
 pub const SHUTDOWN_CRASH: u32 = 3;
+/// `SHUTDOWN_soft_reset`: a kernel that has put another in its place (kexec).
+pub const SHUTDOWN_SOFT_RESET: u32 = 5;
 /// `SHUTDOWN_watchdog`.
 pub const SHUTDOWN_WATCHDOG: u32 = 4;
 
