@@ -403,9 +403,15 @@ impl Supervisor {
         }
     }
 
-    /// The domain will be killed: its next death is left. `false` undoes it (the kill failed).
+    /// The domain will be killed: its next death is left. `false` undoes it (the kill failed). One that waits for its next start has
+    /// died already.
     pub fn order_kill(&mut self, domid: DomId, on: bool) {
         if let Some(domain) = self.domains.get_mut(&domid) {
+            if matches!(domain.standing, Standing::BackOff { .. }) {
+                domain.standing = Standing::Stopped;
+                domain.why = String::from("killed by order");
+                return;
+            }
             (domain.killed, domain.ordered) = (on, on);
         }
     }

@@ -86,6 +86,23 @@ fn two_hundred_ordered_crashes_are_not_its_fault() {
 }
 
 #[test]
+fn one_that_waits_for_its_next_start_can_be_killed() {
+    let mut s = supervisor(Policy { max_restarts: 100, ..Policy::default() });
+    let mut at = 0;
+    while s.due(u64::MAX).is_none() {
+        at += 1;
+        if s.on_event(&death(D, at, cause::CRASH), at).0 == Decision::Restart {
+            s.on_restarted(D, at);
+        }
+    }
+    s.order_kill(D, true);
+    assert_eq!((s.due(u64::MAX), s.get(D).unwrap().why.as_str()), (None, "killed by order"));
+    s.order_restart(D);
+    s.on_restarted(D, at + 1);
+    assert_ne!(s.on_event(&death(D, at + 2, cause::CRASH), at + 2).0, Decision::Leave, "the kill is over");
+}
+
+#[test]
 fn shutdown_kill_and_policy_are_left() {
     let mut s = supervisor(Policy { on_failure: OnFailure::Stop, ..Policy::default() });
     assert_eq!(s.on_event(&death(D, 5, cause::CRASH), 5).0, Decision::Leave);

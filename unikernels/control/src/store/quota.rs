@@ -23,7 +23,7 @@ pub struct Quota {
     pub transactions: usize,
     /// Nodes one transaction may touch.
     pub touched: usize,
-    /// Bytes of paths and values one transaction may hold.
+    /// Bytes one transaction may hold: paths, values, and what notes of them take.
     pub transaction_bytes: usize,
 }
 
@@ -40,7 +40,7 @@ impl Default for Quota {
             event_bytes: 32 * 1024,
             transactions: 10,
             touched: 512,
-            transaction_bytes: 32 * 1024,
+            transaction_bytes: 48 * 1024,
         }
     }
 }

@@ -197,6 +197,25 @@ fn nobody_hears_of_what_he_may_not_read() {
 }
 
 #[test]
+fn a_transaction_is_charged_for_what_it_notes() {
+    let mut s = store();
+    ask(&mut s, A, MsgType::Write, 0, b"x\0").unwrap();
+    let tx = s.start_transaction(A).unwrap();
+    for _ in 0..5000 {
+        ask(&mut s, A, MsgType::Write, tx, b"x\0v").unwrap();
+    }
+    s.watch(A, b"x", b"t").unwrap();
+    events(&mut s, A);
+    ask(&mut s, A, MsgType::TransactionEnd, tx, b"T\0").unwrap();
+    assert_eq!(events(&mut s, A), [ev("x", "t")]);
+    let tx = s.start_transaction(A).unwrap();
+    let read = |i: usize| ask(&mut s, A, MsgType::Read, tx, std::format!("/n{i}\0").as_bytes());
+    let refused = (0..1000).map(read).position(|answer| answer == Err(XsError::NoSpc));
+    // Each note of a node takes some 250 bytes of a small heap, whatever its path.
+    assert!(refused.is_some_and(|n| n < 200), "{refused:?}");
+}
+
+#[test]
 fn a_restart_drops_watches_and_transactions_and_keeps_nodes() {
     let mut s = store();
     ask(&mut s, A, MsgType::Write, 0, b"state\x004").unwrap();

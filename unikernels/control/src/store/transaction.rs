@@ -12,6 +12,10 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use xenstore::{Path, Perms, XsError};
 
+/// What a touched node takes beside its texts, and a change: entries of half-full maps and of vectors that grow by doubling.
+const TOUCHED_BYTES: usize = 256;
+const CHANGE_BYTES: usize = 128;
+
 /// A node a transaction has looked at or changed.
 #[derive(Clone, Debug)]
 struct Touched {
@@ -50,7 +54,7 @@ impl Transaction {
         let now = tree.get(path);
         let generation = now.map(|n| n.generation);
         if !self.touched.contains_key(path) {
-            self.charge(path.as_str().len(), quota)?;
+            self.charge(path.as_str().len().saturating_add(TOUCHED_BYTES), quota)?;
             if self.touched.len() >= quota.touched {
                 return Err(XsError::NoSpc);
             }
@@ -82,7 +86,12 @@ impl Transaction {
     }
 
     pub fn record(&mut self, quota: &Quota, path: &Path, removed: Option<Perms>) -> Result<(), XsError> {
-        self.charge(path.as_str().len(), quota)?;
+        // A node that is written again is told of once.
+        let last = self.changes.iter().rfind(|change| change.path == *path);
+        if removed.is_none() && last.is_some_and(|change| change.removed.is_none()) {
+            return Ok(());
+        }
+        self.charge(path.as_str().len().saturating_add(CHANGE_BYTES), quota)?;
         self.changes.push(Change { path: path.clone(), removed, exact: false });
         Ok(())
     }

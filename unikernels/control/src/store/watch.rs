@@ -30,6 +30,8 @@ struct Watch {
     /// Registered by a path relative to the domain's directory: events are told the same way.
     relative: bool,
     token: String,
+    /// The queue was full, and an event of the watched path itself is in it.
+    told: bool,
 }
 
 impl Watch {
@@ -55,7 +57,9 @@ impl Watches {
         self.list.len()
     }
     pub fn next_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        let event = self.events.pop_front()?;
+        self.list.iter_mut().filter(|watch| watch.token == event.token).for_each(|watch| watch.told = false);
+        Some(event)
     }
     pub fn has_events(&self) -> bool {
         !self.events.is_empty()
@@ -63,7 +67,11 @@ impl Watches {
 
     /// Queues the event unless the same one waits already. Where the queue is full, the watched path itself stands for
     /// whatever changed below it: at most one such event per watch, so the queue stays bounded and no change goes unheard.
-    fn queue(events: &mut VecDeque<Event>, watch: &Watch, changed: &Path, domid: DomId, quota: &Quota) {
+    fn queue(events: &mut VecDeque<Event>, watch: &mut Watch, changed: &Path, domid: DomId, quota: &Quota) {
+        // Whoever does not fetch his events costs no more than a look.
+        if watch.told && events.len() >= quota.events {
+            return;
+        }
         let mut event = watch.event(changed, domid);
         if events.contains(&event) {
             return;
@@ -71,6 +79,7 @@ impl Watches {
         let bytes = events.iter().fold(event.bytes(), |sum, e| sum.saturating_add(e.bytes()));
         if events.len() >= quota.events || bytes > quota.event_bytes {
             event = watch.event(&watch.path, domid);
+            watch.told = true;
             if events.contains(&event) {
                 return;
             }
@@ -82,7 +91,7 @@ impl Watches {
 impl Session {
     fn fire(&mut self, domid: DomId, quota: &Quota, change: &Change) {
         let Watches { list, events } = &mut self.watches;
-        for watch in list.iter() {
+        for watch in list.iter_mut() {
             let hit = if change.exact { change.path == watch.path } else { change.path.is_at_or_below(&watch.path) };
             if hit {
                 Watches::queue(events, watch, &change.path, domid, quota);
@@ -111,7 +120,7 @@ impl Store {
         let Some(session) = self.sessions.get_mut(&DomId::CONTROL) else { return };
         let Ok(path) = Path::watchable(name.as_bytes(), DomId::CONTROL) else { return };
         let Watches { list, events } = &mut session.watches;
-        for watch in list.iter().filter(|w| w.path == path) {
+        for watch in list.iter_mut().filter(|w| w.path == path) {
             Watches::queue(events, watch, &path, DomId::CONTROL, &self.quota);
         }
     }
@@ -130,12 +139,13 @@ impl Store {
         if list.iter().any(|w| w.path == path && w.token == token) {
             return Err(XsError::Exist);
         }
-        let watch = Watch { path, relative, token };
+        let mut watch = Watch { path, relative, token, told: false };
         let bytes = list.iter().fold(watch.bytes(), |sum, w| sum.saturating_add(w.bytes()));
         if domid != DomId::CONTROL && (list.len() >= quota.watches || bytes > quota.watch_bytes) {
             return Err(XsError::NoSpc);
         }
-        Watches::queue(events, &watch, &watch.path, domid, &quota);
+        let path = watch.path.clone();
+        Watches::queue(events, &mut watch, &path, domid, &quota);
         list.push(watch);
         Ok(())
     }
