@@ -57,7 +57,11 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
                 connection.deficit = connection.deficit.saturating_add(quantum);
                 while let Some(&index) = share.queue.front() {
                     let Some(request) = connection.line.get(index) else { break };
-                    let cost = request.len_bytes().saturating_sub(request.given).max(LEAST_COST);
+                    // A discard moves nothing, and may be of a whole drive.
+                    let cost = match request.kind {
+                        Kind::Discard => LEAST_COST,
+                        _ => request.len_bytes().saturating_sub(request.given).max(LEAST_COST),
+                    };
                     let wanted = match request.held.is_empty() {
                         true => request
                             .segments
