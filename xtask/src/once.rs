@@ -23,16 +23,31 @@ pub fn made(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     if path.exists() {
         return Ok(());
     }
+    locked(path, |part| if path.exists() { Ok(false) } else { make(part).map(|()| true) })
+}
+
+/// As [`made`], but it takes the place of what is there, which stays if `make` fails.
+///
+/// # Errors
+/// As [`made`].
+pub fn renewed(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    locked(path, |part| make(part).map(|()| true))
+}
+
+/// Under the lock of `path`, has `make` make it under another name; it gets its own if `make` says that it is made.
+fn locked(path: &Path, make: impl FnOnce(&Path) -> Result<bool>) -> Result<()> {
     let lock_path = beside(path, "lock")?;
     let _lock = lock(&lock_path, path)?;
-    if path.exists() {
-        return Ok(());
-    }
     // Of one that was killed.
     let part = beside(path, "part")?;
     remove(&part);
-    let done = make(&part)
-        .and_then(|()| std::fs::rename(&part, path).with_context(|| format!("cannot write {}", path.display())));
+    let done = make(&part).and_then(|is_made| {
+        if is_made {
+            remove(path);
+            std::fs::rename(&part, path).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    });
     remove(&part);
     if done.is_ok() {
         // Nobody looks at the lock again, as the thing is there; who waits for it already has it open.

@@ -2,7 +2,7 @@
 //! installed. What is there is used again without the network; to have newer ones, delete that folder.
 //!
 //! apt uses the host's own package lists. Where these are missing or too old, it gets lists of its own below that folder,
-//! which needs no root.
+//! which needs no root; these are fetched anew when something cannot be had by them.
 
 use super::lean::lean;
 use super::modules;
@@ -11,7 +11,7 @@ use crate::{once, paths, setup};
 use anyhow::{Context, Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 /// The package that depends on the stock kernel of a release.
 pub const KERNEL: &str = "linux-image-amd64";
@@ -42,7 +42,8 @@ impl Kernel {
         let package = match std::fs::read_to_string(&known) {
             Ok(name) => name,
             Err(_) => {
-                let found = depends(wanted)?.into_iter().find(|name| name.starts_with("linux-image-"));
+                let all = depends(wanted).with_context(|| format!("cannot fetch a Debian kernel ({OWN_KERNEL})"))?;
+                let found = all.into_iter().find(|name| name.starts_with("linux-image-"));
                 let found = found.unwrap_or_else(|| wanted.to_string());
                 once::write(&known, found.as_bytes())?;
                 found
@@ -220,52 +221,115 @@ fn said(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).lines().filter(|l| !l.starts_with("W:")).collect::<Vec<_>>().join("; ")
 }
 
-/// Runs an apt program, first with the host's lists, then with lists of our own, which are fetched.
+/// Runs an apt program for the packages of the host's release.
 fn apt(program: &str, args: &[&str], at: Option<&Path>) -> Result<String> {
     ensure!(
         setup::find(program).is_some() && setup::find("dpkg-deb").is_some(),
-        "there is no {program} here: fetching a kernel needs Debian 12 or 13; elsewhere name your own: --kernel FILE --initrd FILE"
+        "there is no {program} here: fetching packages needs Debian 12 or 13; {OWN_KERNEL}"
     );
-    let own = folder().join("apt-lists");
-    let options = |own: &Path| {
-        [
-            format!("Dir::State={}", own.display()),
+    Apt { lists: folder().join("apt-lists"), options: Vec::new() }.run(program, args, at)
+}
+
+/// What to do where there is no Debian.
+const OWN_KERNEL: &str = "elsewhere name your own kernel: --kernel FILE --initrd FILE";
+
+/// apt as an ordinary user.
+struct Apt {
+    /// Lists of our own, if the host's are of no use.
+    lists: PathBuf,
+    /// Further options.
+    options: Vec<String>,
+}
+
+impl Apt {
+    /// Runs a program, with the host's lists if there are none of our own; where that fails, with new ones of our own.
+    fn run(&self, program: &str, args: &[&str], at: Option<&Path>) -> Result<String> {
+        let options =
+            if self.lists.exists() { Self::own(&self.lists) } else { vec!["APT::Sandbox::User=root".to_string()] };
+        let (good, mut done) = self.start(program, &options, args, at)?;
+        if !good {
+            let call = format!("{program} {}", args.join(" "));
+            let first = said(&done.stderr);
+            eprintln!("{call} says: {first}; fetching package lists of our own");
+            once::renewed(&self.lists, |part| self.update(part)).with_context(|| format!("{call} failed: {first}"))?;
+            let good;
+            (good, done) = self.start(program, &Self::own(&self.lists), args, at)?;
+            ensure!(good, "{call} failed with new package lists (in {}): {}", self.lists.display(), said(&done.stderr));
+        }
+        Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+    }
+
+    /// Fetches lists into a new folder.
+    fn update(&self, lists: &Path) -> Result<()> {
+        for folder in ["lists/partial", "archives/partial"] {
+            std::fs::create_dir_all(lists.join(folder)).context("apt's folders")?;
+        }
+        // By itself it succeeds without a mirror that answers.
+        let mut options = Self::own(lists);
+        options.push("APT::Update::Error-Mode=any".to_string());
+        let (_, done) = self.start("apt-get", &options, &["--quiet=2", "update"], None)?;
+        ensure!(done.status.success(), "apt-get update failed: {}; is there a network?", said(&done.stderr));
+        Ok(())
+    }
+
+    /// Options for lists of our own.
+    fn own(lists: &Path) -> Vec<String> {
+        vec![
+            format!("Dir::State={}", lists.display()),
             "Dir::State::status=/var/lib/dpkg/status".to_string(),
-            format!("Dir::Cache={}", own.display()),
+            format!("Dir::Cache={}", lists.display()),
             "Debug::NoLocking=1".to_string(),
             // apt would change to a user that cannot write where we may.
             format!("APT::Sandbox::User={}", if rustix::process::geteuid().is_root() { "root" } else { "" }),
         ]
-    };
-    let run = |program: &str, options: &[String], args: &[&str]| {
+    }
+
+    /// Runs a program; whether it did what it should.
+    fn start(&self, program: &str, options: &[String], args: &[&str], at: Option<&Path>) -> Result<(bool, Output)> {
         let mut command = Command::new(program);
-        command
-            .args(options.iter().flat_map(|option| ["-o", option]))
-            .args(args)
-            .env("LC_ALL", "C")
-            .stdin(Stdio::null());
+        let options = options.iter().chain(&self.options);
+        command.args(options.flat_map(|option| ["-o", option])).args(args).env("LC_ALL", "C").stdin(Stdio::null());
         if let Some(at) = at {
             command.current_dir(at);
         }
         let done = command.output().with_context(|| format!("cannot start {program}"))?;
-        Ok::<_, anyhow::Error>((done.status.success() && !done.stdout.is_empty() | at.is_some(), done))
-    };
-    if !own.exists() {
-        let (good, done) = run(program, &["APT::Sandbox::User=root".to_string()], args)?;
-        if good {
-            return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
-        }
-        eprintln!("{program} {} says: {}; fetching package lists of our own", args.join(" "), said(&done.stderr));
-        once::made(&own, |part| {
-            for folder in ["lists/partial", "archives/partial"] {
-                std::fs::create_dir_all(part.join(folder)).context("apt's folders")?;
-            }
-            let (_, done) = run("apt-get", &options(part), &["--quiet=2", "update"])?;
-            ensure!(done.status.success(), "apt-get update failed: {}; is there a network?", said(&done.stderr));
-            Ok(())
-        })?;
+        Ok((done.status.success() && !done.stdout.is_empty() | at.is_some(), done))
     }
-    let (good, done) = run(program, &options(&own), args)?;
-    ensure!(good, "{program} {} failed: {}", args.join(" "), said(&done.stderr));
-    Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mirror_that_does_not_answer_leaves_no_lists_behind_and_takes_none_away() {
+        if setup::find("apt-cache").is_none() {
+            return;
+        }
+        let folder = std::env::temp_dir().join(format!("xenolith-apt-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        let sources = folder.join("sources.list");
+        // Nobody listens on the port.
+        std::fs::write(&sources, "deb [trusted=yes] http://127.0.0.1:1/debian bookworm main\n").unwrap();
+        let apt = Apt {
+            lists: folder.join("lists"),
+            options: vec![
+                format!("Dir::Etc::sourcelist={}", sources.display()),
+                "Dir::Etc::sourceparts=/dev/null".to_string(),
+                "Acquire::Retries=0".to_string(),
+                "Acquire::http::Proxy=DIRECT".to_string(),
+            ],
+        };
+        let fails = || format!("{:#}", apt.run("apt-cache", &["depends", "no-such-package"], None).unwrap_err());
+        let error = fails();
+        assert!(error.contains("no-such-package") && error.contains("is there a network?"), "{error}");
+        assert!(!apt.lists.exists(), "the next run is to try again");
+        // Lists that are there are too old for what is wanted, and stay for what they are good for.
+        std::fs::create_dir(&apt.lists).unwrap();
+        std::fs::write(apt.lists.join("kept"), "").unwrap();
+        assert!(fails().contains("is there a network?"));
+        assert!(apt.lists.join("kept").exists());
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }
