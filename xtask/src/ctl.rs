@@ -405,11 +405,9 @@ fn follow(control: &Control, domain: &str, json: bool) -> Result<ExitCode> {
         let following = control.follow_console(domain, 0)?;
         let mut seen = 0;
         while !crate::signals::stop() && !control.closed() {
-            if let Some((_, event)) = control.event(seen, Duration::from_millis(200), |_| true) {
-                seen += 1;
-                if event["dom"] == following.domain() {
-                    println!("{event}");
-                }
+            let event = control.next(&mut seen, Duration::from_millis(200));
+            if let Some(event) = event.filter(|event| event["dom"] == following.domain()) {
+                println!("{event}");
             }
         }
         return Ok(ExitCode::SUCCESS);

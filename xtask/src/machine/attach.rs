@@ -128,13 +128,12 @@ pub fn attach(
                 break End::Detached;
             }
         }
-        let Some((_, event)) = control.event(seen, if terminal.is_some() { LOOK } else { IDLE }, |_| true) else {
+        let Some(event) = control.next(&mut seen, if terminal.is_some() { LOOK } else { IDLE }) else {
             if control.closed() {
                 break End::Closed;
             }
             continue;
         };
-        seen += 1;
         if let Some(text) = screen.news(&event) {
             // A closed output (a pipe into `head`) ends the attachment.
             if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {

@@ -112,9 +112,7 @@ impl Follow {
 
     /// Reads what has come.
     pub fn update(&mut self, console: &Console) -> &mut Self {
-        let lines = console.since(self.seen);
-        self.seen += lines.len();
-        lines.iter().for_each(|line| self.line(line));
+        console.news(&mut self.seen).iter().for_each(|line| self.line(line));
         self
     }
 

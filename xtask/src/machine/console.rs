@@ -1,13 +1,19 @@
 //! The machine's console: lines as they come over COM1, each with its domain.
 
 use anyhow::{Context, Result};
-use std::io::{BufRead, BufReader};
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The hypervisor's name in the console.
 pub const HYPERVISOR: &str = "xenolith";
+
+/// Bytes of a line that are read as one.
+const LONGEST: u64 = 4096;
+/// Bytes of lines that are kept, the last ones: domains write as much as they like.
+const KEPT: usize = 32 << 20;
 
 /// One line.
 #[derive(Clone, Debug)]
@@ -30,6 +36,11 @@ impl Line {
         }
     }
 
+    /// What it takes in memory, about.
+    fn size(&self) -> usize {
+        size_of::<Self>() + self.domain.len() + self.text.len()
+    }
+
     /// As tests and logs write it.
     pub fn full(&self) -> String {
         format!("({}) {}", self.domain, self.text)
@@ -38,12 +49,40 @@ impl Line {
 
 #[derive(Default)]
 struct State {
-    lines: Vec<Line>,
+    lines: VecDeque<Line>,
+    /// Lines before them, which are gone.
+    gone: usize,
+    /// What those that are kept take.
+    bytes: usize,
     first: Option<Instant>,
     ended: bool,
 }
 
-/// All lines up to now; clones share them.
+impl State {
+    /// One more, and the oldest go where there are too many.
+    fn push(&mut self, line: Line, most: usize) {
+        self.bytes += line.size();
+        self.lines.push_back(line);
+        while self.bytes > most
+            && let Some(oldest) = self.lines.pop_front()
+        {
+            self.bytes -= oldest.size();
+            self.gone += 1;
+        }
+    }
+
+    /// Lines so far.
+    fn count(&self) -> usize {
+        self.gone + self.lines.len()
+    }
+
+    /// Those from a number on that are still there.
+    fn since(&self, from: usize) -> impl Iterator<Item = &Line> {
+        self.lines.iter().skip(from.saturating_sub(self.gone))
+    }
+}
+
+/// The lines up to now; clones share them.
 #[derive(Clone, Default)]
 pub struct Console(Arc<(Mutex<State>, Condvar)>);
 
@@ -63,7 +102,7 @@ impl Console {
                 while matches!(reader.fill_buf(), Ok(bytes) if !bytes.is_empty()) {
                     filled.lock().first.get_or_insert_with(Instant::now);
                     raw.clear();
-                    if reader.read_until(b'\n', &mut raw).is_err() {
+                    if reader.by_ref().take(LONGEST).read_until(b'\n', &mut raw).is_err() {
                         break;
                     }
                     let line = Line::parse(&String::from_utf8_lossy(&raw));
@@ -71,7 +110,7 @@ impl Console {
                         continue;
                     }
                     show(&line);
-                    filled.lock().lines.push(line);
+                    filled.lock().push(line, KEPT);
                     filled.0.1.notify_all();
                 }
                 filled.lock().ended = true;
@@ -92,20 +131,28 @@ impl Console {
 
     /// Lines so far.
     pub fn len(&self) -> usize {
-        self.lock().lines.len()
+        self.lock().count()
     }
 
-    /// Lines from a number on.
+    /// Lines from a number on, of those that are kept.
     pub fn since(&self, from: usize) -> Vec<Line> {
-        self.lock().lines.get(from..).unwrap_or_default().to_vec()
+        self.lock().since(from).cloned().collect()
+    }
+
+    /// Lines from number `seen` on, which is moved behind them.
+    pub fn news(&self, seen: &mut usize) -> Vec<Line> {
+        let state = self.lock();
+        let lines = state.since(*seen).cloned().collect();
+        *seen = state.count();
+        lines
     }
 
     /// Waits until there are more lines than `known`, the stream ends, or the time is up. True if there are more.
     pub fn wait(&self, known: usize, patience: Duration) -> bool {
-        let more = |state: &mut State| state.lines.len() <= known && !state.ended;
+        let more = |state: &mut State| state.count() <= known && !state.ended;
         let (state, _) =
             self.0.1.wait_timeout_while(self.lock(), patience, more).unwrap_or_else(PoisonError::into_inner);
-        state.lines.len() > known
+        state.count() > known
     }
 
     /// After the machine has ended: waits until its last lines are here.
@@ -116,8 +163,7 @@ impl Console {
     /// The last lines, for errors.
     pub fn tail(&self, count: usize) -> String {
         let state = self.lock();
-        let from = state.lines.len().saturating_sub(count);
-        state.lines[from..].iter().map(|l| format!("  {}\n", l.full())).collect()
+        state.since(state.count().saturating_sub(count)).map(|l| format!("  {}\n", l.full())).collect()
     }
 }
 
@@ -148,5 +194,18 @@ mod tests {
         assert!(!console.wait(2, Duration::from_secs(10)), "and then there is nothing more to wait for");
         assert_eq!(console.since(1)[0].full(), "(b) two");
         assert!(console.first_byte().is_some());
+    }
+
+    #[test]
+    fn the_oldest_lines_go_and_the_others_keep_their_numbers() {
+        let mut state = State::default();
+        let line = |text: &str| Line { domain: "a".into(), text: text.into() };
+        let most = 3 * line("0").size();
+        for text in ["0", "1", "2", "3", "4"] {
+            state.push(line(text), most);
+        }
+        let texts = |from: usize| state.since(from).map(|l| l.text.clone()).collect::<Vec<_>>();
+        assert_eq!((state.count(), texts(0), texts(4), texts(5)), (5, texts(2), vec!["4".into()], vec![]));
+        assert_eq!(texts(2), ["2", "3", "4"]);
     }
 }

@@ -1,24 +1,49 @@
 //! The control domain's line (COM2): requests with their replies, and the events in between. Its one client is here; `ctl`
 //! and others share it through the socket of [`serve`]. The protocol is `docs/control-protocol.md`.
 
+use super::events::{Events, is_console};
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Longest wait for a reply: a restart is the longest work behind one.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Events that wait for a client to read them.
+const QUEUE: usize = 256;
+
+/// A client that gets all events.
+struct Follower {
+    queue: SyncSender<Value>,
+    client: UnixStream,
+}
+
+impl Follower {
+    /// False if it is one no more. Of a console it may miss something, as it sees from the numbers; where it has no room for another
+    /// event (it was stopped by Ctrl-Z), it is cut off.
+    fn tell(&self, event: &Value) -> bool {
+        match self.queue.try_send(event.clone()) {
+            Ok(()) => true,
+            Err(TrySendError::Full(event)) if is_console(&event) => true,
+            Err(_) => {
+                let _ = self.client.shutdown(Shutdown::Both);
+                false
+            }
+        }
+    }
+}
 
 #[derive(Default)]
 struct State {
     waiting: HashMap<String, Sender<Value>>,
-    events: Vec<(Instant, Value)>,
-    followers: Vec<Sender<Value>>,
+    events: Events,
+    followers: Vec<Follower>,
     /// How many of us look at each domain's console; control is told to follow it for the first and to end with the last.
     consoles: HashMap<String, usize>,
     ended: bool,
@@ -68,8 +93,8 @@ impl Control {
             let Ok(value) = serde_json::from_slice::<Value>(&line) else { continue };
             let mut state = lock(&self.0.state);
             if value.get("event").is_some() {
-                state.followers.retain(|follower| follower.send(value.clone()).is_ok());
-                state.events.push((Instant::now(), value));
+                state.followers.retain(|follower| follower.tell(&value));
+                state.events.push(Instant::now(), value);
             } else if let Some(waiter) = state.waiting.remove(&key(value.get("id"))) {
                 let _ = waiter.send(value);
             }
@@ -147,37 +172,50 @@ impl Control {
 
     /// Number of events so far.
     pub fn event_count(&self) -> usize {
-        lock(&self.0.state).events.len()
+        lock(&self.0.state).events.count()
     }
 
     /// Events so far that `matches`.
     pub fn count(&self, matches: impl Fn(&Value) -> bool) -> usize {
-        lock(&self.0.state).events.iter().filter(|(_, event)| matches(event)).count()
+        lock(&self.0.state).events.from(0).filter(|(_, _, event)| matches(event)).count()
     }
 
     /// Of the last event for which `is` has an answer.
     pub fn last_of<T>(&self, is: impl Fn(&Value) -> Option<T>) -> Option<T> {
-        lock(&self.0.state).events.iter().rev().find_map(|(_, event)| is(event))
+        lock(&self.0.state).events.from(0).rev().find_map(|(_, _, event)| is(event))
     }
 
     /// The number of the first event from number `from` on that `matches`, of those so far.
     pub fn position(&self, from: usize, matches: impl Fn(&Value) -> bool) -> Option<usize> {
-        let state = lock(&self.0.state);
-        state.events.iter().skip(from).position(|(_, event)| matches(event)).map(|at| from + at)
+        lock(&self.0.state).events.from(from).find(|(_, _, event)| matches(event)).map(|(number, ..)| *number)
     }
 
-    /// Waits for an event after number `from` that `matches`; none when the time is up or the line closed.
+    /// Waits for an event from number `from` on that `matches`; none when the time is up or the line closed.
     pub fn event(&self, from: usize, patience: Duration, matches: impl Fn(&Value) -> bool) -> Option<(Instant, Value)> {
+        self.find(from, patience, matches).map(|(_, at, event)| (at, event))
+    }
+
+    /// Waits for the first event from number `seen` on that is still there, and moves `seen` behind it.
+    pub fn next(&self, seen: &mut usize, patience: Duration) -> Option<Value> {
+        let (number, _, event) = self.find(*seen, patience, |_| true)?;
+        *seen = number + 1;
+        Some(event)
+    }
+
+    fn find(
+        &self,
+        from: usize,
+        patience: Duration,
+        matches: impl Fn(&Value) -> bool,
+    ) -> Option<(usize, Instant, Value)> {
         let deadline = Instant::now() + patience;
         let mut state = lock(&self.0.state);
         let mut seen = from;
         loop {
-            while let Some(event) = state.events.get(seen) {
-                if matches(&event.1) {
-                    return Some(event.clone());
-                }
-                seen += 1;
+            if let Some(event) = state.events.from(seen).find(|(_, _, event)| matches(event)) {
+                return Some(event.clone());
             }
+            seen = state.events.count();
             let left = deadline.checked_duration_since(Instant::now()).filter(|_| !state.ended)?;
             state = self.0.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -192,10 +230,6 @@ impl Control {
         let domain = ok["dom"].as_str().unwrap_or(domain).to_string();
         *lock(&self.0.state).consoles.entry(domain.clone()).or_default() += 1;
         Ok(Following { control: self.clone(), domain })
-    }
-
-    fn follow(&self, follower: Sender<Value>) {
-        lock(&self.0.state).followers.push(follower);
     }
 
     /// Serves the line to many clients on a socket, each in threads of its own, until the process ends.
@@ -234,8 +268,8 @@ impl Control {
                     let id = request.remove("id").unwrap_or(Value::Null);
                     if !follows && matches!(request.get("cmd").and_then(Value::as_str), Some("subscribe" | "console")) {
                         follows = true;
-                        let (sender, events) = channel();
-                        self.follow(sender);
+                        let (queue, events) = sync_channel(QUEUE);
+                        lock(&self.0.state).followers.push(Follower { queue, client: client.try_clone().ok()? });
                         let writer = Arc::clone(&writer);
                         std::thread::spawn(move || {
                             while let Ok(event) = events.recv() {
@@ -366,5 +400,18 @@ mod tests {
         let (a, b) = (next(), next());
         assert!([&a, &b].iter().any(|v| v["event"] == "tick") && [&a, &b].iter().any(|v| v["id"] == 7), "{a} {b}");
         std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_costs_no_more_than_its_queue() {
+        let (queue, events) = sync_channel(1);
+        let (client, other) = UnixStream::pair().unwrap();
+        let follower = Follower { queue, client };
+        let console = json!({ "event": "console", "text": "y" });
+        assert!(follower.tell(&console) && follower.tell(&console), "the second is dropped");
+        assert_eq!(events.try_iter().count(), 1);
+        assert!(follower.tell(&json!({ "event": "died" })));
+        assert!(!follower.tell(&json!({ "event": "restarted" })), "it must not miss this one");
+        assert_eq!(std::io::Read::read(&mut &other, &mut [0]).unwrap(), 0, "so it is cut off");
     }
 }

@@ -6,6 +6,7 @@ pub mod blkcheck;
 pub mod console;
 pub mod control;
 pub mod crash;
+pub mod events;
 pub mod load;
 pub mod monitor;
 pub mod protocol;
