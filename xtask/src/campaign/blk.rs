@@ -8,7 +8,7 @@ use super::nodes::{self, Nodes};
 use crate::bench::statistics::{HEADINGS, Summary, summary};
 use crate::machine::Machine;
 use crate::machine::blkcheck::{self, Follow, Vbd};
-use crate::machine::crash::{KINDS, Order, Outcome};
+use crate::machine::crash::{KINDS, Order, Outcome, is_its_own, own_deaths};
 use crate::machine::load::Load;
 use crate::machine::standing::HELD;
 use crate::manifest::System;
@@ -223,7 +223,9 @@ impl Report {
                 if strays && !outcome.as_ordered && outcome.cause == "iommu-fault" {
                     self.along += 1;
                 } else if !outcome.as_ordered {
-                    self.other_causes.push(format!("{what}: {} {}", outcome.cause, outcome.detail));
+                    let other = format!("{what}: {} {}", outcome.cause, outcome.detail);
+                    self.failures.extend(is_its_own(&outcome.cause).then(|| other.clone()));
+                    self.other_causes.push(other);
                 }
                 if disk {
                     deaths.push(outcome);
@@ -257,10 +259,13 @@ impl Report {
         Ok(deaths)
     }
 
-    /// Most of the deaths have to be the ones that were ordered: what else ends a domain is no part of the plan.
+    /// Most of the deaths have to be the ones that were ordered, as what else ends a domain is no part of the plan; none may be a
+    /// domain's own.
     fn hold(&mut self, machine: &mut Machine, victims: &[(&str, bool)]) -> Result<()> {
         let domains = machine.domains()?;
         self.restarts = domains.iter().filter(|d| victims.iter().any(|(v, _)| *v == d.name)).map(|d| d.restarts).sum();
+        let names: Vec<&str> = victims.iter().map(|(name, _)| *name).collect();
+        self.failures.extend(own_deaths(&machine.control, &names));
         let most = u64::from(self.survived) * victims.len() as u64 / 10 + 2;
         if self.other_causes.len() as u64 > most {
             self.failures.push(format!(

@@ -3,7 +3,7 @@
 
 use super::nodes;
 use crate::machine::Machine;
-use crate::machine::crash::KINDS;
+use crate::machine::crash::{KINDS, own_deaths};
 use crate::machine::load::Load;
 use crate::machine::protocol::{AllStats, System as Memory};
 use crate::manifest::System;
@@ -86,6 +86,7 @@ fn kill_all(machine: &mut Machine, driver: &str, kills: u32, seed: u64) -> Resul
         }
     }
     steps.done();
+    report.failures.extend(own_deaths(&machine.control, &[driver]));
     let alive = report.failures.is_empty();
     for load in loads {
         report.bytes += load.progress();

@@ -175,9 +175,9 @@ impl Control {
         lock(&self.0.state).events.count()
     }
 
-    /// Events so far that `matches`.
-    pub fn count(&self, matches: impl Fn(&Value) -> bool) -> usize {
-        lock(&self.0.state).events.from(0).filter(|(_, _, event)| matches(event)).count()
+    /// Of all events so far for which `is` has an answer.
+    pub fn all_of<T>(&self, is: impl Fn(&Value) -> Option<T>) -> Vec<T> {
+        lock(&self.0.state).events.from(0).filter_map(|(_, _, event)| is(event)).collect()
     }
 
     /// Of the last event for which `is` has an answer.

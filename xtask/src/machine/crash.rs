@@ -36,6 +36,24 @@ pub fn expected_causes(how: &str) -> &'static [&'static str] {
     }
 }
 
+/// Causes of a death that are not the domain's own doing: a busy host lets the watchdog run out, and QEMU's IOMMU does not say whose
+/// device went astray, so that one ordered of another driver stops all.
+const NOT_ITS_OWN: [&str; 2] = ["watchdog", "iommu-fault"];
+
+/// Whether a domain that nobody told to die like this has a defect.
+pub fn is_its_own(cause: &str) -> bool {
+    !NOT_ITS_OWN.contains(&cause)
+}
+
+/// The deaths that nobody ordered and that are the domains' own doing: none may be.
+pub fn own_deaths(control: &Control, domains: &[&str]) -> Vec<String> {
+    control.all_of(|event| {
+        let (dom, cause) = (event["dom"].as_str()?, event["cause"].as_str()?);
+        let own = event["event"] == "died" && event["ordered"] == false && is_its_own(cause) && domains.contains(&dom);
+        own.then(|| format!("{dom} died by itself: {cause} {}", event["detail"].as_str().unwrap_or_default()))
+    })
+}
+
 /// What one crash came to.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
@@ -293,6 +311,25 @@ mod tests {
         assert!(order.died(&control, Duration::from_secs(10)));
         let death = order.death(&control).unwrap();
         assert_eq!((death.number, death.event["time_us"].as_u64()), (3, Some(3)));
+    }
+
+    #[test]
+    fn a_driver_that_dies_by_itself_is_told_from_a_late_and_a_stray_one() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let control = Control::start(ours).unwrap();
+        let died = |dom: &str, cause: &str, ordered: bool| {
+            let event = json!({ "event": "died", "dom": dom, "cause": cause, "detail": "x", "ordered": ordered });
+            std::io::Write::write_all(&mut &theirs, format!("{event}\n").as_bytes()).unwrap();
+        };
+        died("netback", "panic", true);
+        died("netback", "watchdog", false);
+        died("netback", "iommu-fault", false);
+        died("guest", "panic", false);
+        died("netback", "port-io", false);
+        died("last", "panic", true);
+        assert!(control.event(0, Duration::from_secs(10), |e| e["dom"] == "last").is_some());
+        assert_eq!(own_deaths(&control, &["blkback", "netback"]), ["netback died by itself: port-io x"]);
+        assert!(is_its_own("panic") && is_its_own("nested-page-fault") && !is_its_own("watchdog"));
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod tree;
 use crate::bench::statistics::{HEADINGS, Summary, summary};
 use crate::linux::peer::{self, Peer};
 use crate::machine::Machine;
+use crate::machine::crash::{is_its_own, own_deaths};
 use crate::machine::shell::Shell;
 use crate::manifest::System;
 use crate::{progress, run, table};
@@ -192,7 +193,8 @@ pub fn run(machine: &mut Machine, system: &System, plan: &Plan) -> Result<Report
     }
     scene.steps.done();
     report.outage_ms = summary(scene.outages);
-    report.held = scene.machine.control.count(|event| event["event"] == "back-off");
+    report.held = scene.machine.control.all_of(|event| (event["event"] == "back-off").then_some(())).len();
+    report.failures.extend(own_deaths(&scene.machine.control, &[scene.network, scene.disk]));
     if report.other_causes.len() > report.kills / 10 + 2 {
         report.failures.push(format!("{} deaths had another cause than was ordered", report.other_causes.len()));
     }
@@ -229,7 +231,9 @@ impl Report {
             if *along {
                 self.along += 1;
             } else if !outcome.as_ordered {
-                self.other_causes.push(format!("{} of {victim}: {} {}", outcome.how, outcome.cause, outcome.detail));
+                let other = format!("{} of {victim}: {} {}", outcome.how, outcome.cause, outcome.detail);
+                self.failures.extend(is_its_own(&outcome.cause).then(|| other.clone()));
+                self.other_causes.push(other);
             }
         }
     }
