@@ -200,7 +200,7 @@ fn guest(system: &System, drives: &Arc<Drives>, workload: &Workload, seconds: u3
     for domain in system.domains.iter_mut().filter(|d| d.name == GUEST) {
         domain.config = keys(workload, seconds).into_iter().map(|(key, value)| (key.to_string(), value)).collect();
     }
-    let built = image::pack(&system, "bench-blk")?;
+    let built = image::pack(&system)?;
     let drives = Some(Arc::clone(drives));
     let options = Options { name: "bench-blk".into(), public: false, lacks: Lacks::default(), drives };
     let mut machine = Machine::start(&system, &built, &options, machine::reserve(0)?, |_| ())?;
@@ -279,7 +279,7 @@ fn row(workload: &Workload, ours: &[Sample], bare: &[Sample], without: &[Sample]
 }
 
 fn boot(system: &System, name: &str) -> Result<(Machine, image::Built)> {
-    let built = image::system(system, name)?;
+    let built = image::system(system)?;
     let options = Options { name: name.into(), public: false, lacks: Lacks::default(), drives: None };
     Ok((Machine::start(system, &built, &options, machine::reserve(0)?, |_| ())?, built))
 }

@@ -158,7 +158,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let system = System::load(&name)?;
     let qemu = setup::ensure_all()?;
     let place = Place::here(&qemu);
-    let built = image::system(&system, &name)?;
+    let built = image::system(&system)?;
     let start = || {
         let options = Options { name: name.clone(), public: true, lacks: Lacks::default(), drives: None };
         Machine::start(&system, &built, &options, machine::reserve(0)?, |_| ())

@@ -142,7 +142,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn boot(system: &System, name: &str, args: &Args) -> Result<Machine> {
-    let built = image::system(system, name)?;
+    let built = image::system(system)?;
     let options = Options { name: name.to_string(), public: true, lacks: Lacks::default(), drives: None };
     let mut keep = match &args.console {
         Some(file) => Some(File::create(file).with_context(|| format!("cannot write {}", file.display()))?),

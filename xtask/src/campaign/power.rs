@@ -123,7 +123,7 @@ struct Cut<'a> {
 impl Cut<'_> {
     fn run(&self, kill: Option<&str>, random: &mut Random, ledger: &mut Cuts, report: &mut Report) -> Result<()> {
         self.server.calm();
-        let built = image::pack(self.system, self.name)?;
+        let built = image::pack(self.system)?;
         let drives = Some(Arc::clone(self.drives));
         let options = Options { name: self.name.to_string(), public: false, lacks: Lacks::default(), drives };
         let mut machine = Machine::start(self.system, &built, &options, machine::reserve(0)?, |_| ())?;

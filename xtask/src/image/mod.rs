@@ -6,6 +6,7 @@ mod bundle;
 pub mod elf;
 pub mod kernel;
 
+use crate::machine::{self, Folder};
 use crate::manifest::{self, System, check, image::Image};
 use crate::units::kib;
 use crate::{cargo, linux, once, paths, table};
@@ -14,6 +15,7 @@ use bundle::Parts;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Arguments of `build`.
 #[derive(clap::Args, Default)]
@@ -59,6 +61,8 @@ pub struct Built {
     pub bundle: PathBuf,
     /// Sizes of its images.
     pub weights: Vec<Weight>,
+    /// The folder of the bundle, if it goes with the run.
+    pub folder: Option<Arc<Folder>>,
 }
 
 /// The command.
@@ -72,7 +76,10 @@ pub fn run(args: &Args) -> Result<()> {
         build_packages(&images, false)?;
         flatten_all(images)?.values().map(|(image, flat)| weigh(image, flat)).collect::<Result<_>>()?
     } else {
-        let built = system(&System::load(&args.system)?, &args.system)?;
+        let system = System::load(&args.system)?;
+        prepare(std::iter::once(&system))?;
+        let stem = Path::new(&args.system).file_stem().map_or("system".into(), |s| s.to_string_lossy());
+        let built = pack_as(&system, paths::output().join(format!("{stem}.bundle")))?;
         if !args.json {
             println!("hypervisor  {}", built.hypervisor.display());
             println!("bundle      {}\n", built.bundle.display());
@@ -113,29 +120,27 @@ pub fn prepare<'a>(systems: impl Iterator<Item = &'a System>) -> Result<()> {
     build_packages(&images, true)
 }
 
-/// Builds the hypervisor and all images of a system, and writes its bundle to `target/xenolith/NAME.bundle`.
+/// Builds the hypervisor and all images of a system, and packs them.
 ///
 /// # Errors
 /// Whatever is wrong with the manifest or an image; cargo's failure.
-pub fn system(system: &System, name: &str) -> Result<Built> {
+pub fn system(system: &System) -> Result<Built> {
     prepare(std::iter::once(system))?;
-    pack(system, name)
+    pack(system)
 }
 
-/// Packs what [`prepare`] has built.
+/// Packs what [`prepare`] has built, into a folder of its own: of several runs of one system each may have another kernel, command line
+/// or drive, and an emulator reads its bundle when it comes to it.
 ///
 /// # Errors
 /// As [`system`].
-pub fn pack(system: &System, name: &str) -> Result<Built> {
-    let stem = Path::new(name).file_stem().map_or("system".into(), |s| s.to_string_lossy());
-    pack_as(system, paths::output().join(format!("{stem}.bundle")))
+pub fn pack(system: &System) -> Result<Built> {
+    let folder = machine::folder("bundle")?;
+    let built = pack_as(system, folder.join("system.bundle"))?;
+    Ok(Built { folder: Some(Arc::new(folder)), ..built })
 }
 
-/// As [`pack`], with the bundle's path: for a run that removes it, where others of its name may go on at the same time.
-///
-/// # Errors
-/// As [`system`].
-pub fn pack_as(system: &System, bundle: PathBuf) -> Result<Built> {
+fn pack_as(system: &System, bundle: PathBuf) -> Result<Built> {
     let mut parts = Parts { images: flatten_all(load_all(system.images())?)?, ..Parts::default() };
     for (domain, linux) in system.domains.iter().filter_map(|d| Some((d, d.linux.as_ref()?))) {
         let guest = || format!("domain `{}`", domain.name);
@@ -152,7 +157,7 @@ pub fn pack_as(system: &System, bundle: PathBuf) -> Result<Built> {
     check::bundle(system, bytes.len() as u64)?;
     once::write(&bundle, &bytes)?;
     let weights = parts.images.values().map(|(image, flat)| weigh(image, flat)).collect::<Result<_>>()?;
-    Ok(Built { hypervisor: paths::executable("hypervisor"), bundle, weights })
+    Ok(Built { hypervisor: paths::executable("hypervisor"), bundle, weights, folder: None })
 }
 
 fn load_all<'a>(names: impl Iterator<Item = &'a str>) -> Result<Vec<Image>> {

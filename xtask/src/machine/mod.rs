@@ -87,6 +87,7 @@ pub struct Machine {
     /// Where domains point their devices for the crash kind `dma`, where their configuration says so.
     dma_targets: BTreeMap<String, u64>,
     folder: Folder,
+    _bundle: Option<Arc<Folder>>,
     public: bool,
 }
 
@@ -170,6 +171,7 @@ impl Machine {
             started,
             dma_targets,
             folder,
+            _bundle: built.folder.clone(),
             public: options.public,
         };
         if options.public {
@@ -346,6 +348,7 @@ fn own_card() -> bool {
 }
 
 /// A folder of one run, which goes with it.
+#[derive(Debug)]
 pub struct Folder(PathBuf);
 
 impl std::ops::Deref for Folder {

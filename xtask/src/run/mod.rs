@@ -80,7 +80,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let drives = Arc::new(Drives::open(&system)?);
     let page = machine::reserve(if args.headless && args.port == 8080 { 0 } else { args.port })?;
     let qemu = setup::ensure_all()?;
-    let built = image::system(&system, name)?;
+    let built = image::system(&system)?;
     let options = Options { name: name.to_string(), public: true, lacks: Lacks::default(), drives: Some(drives) };
     let printer = show::Printer::new(args.quiet || args.headless);
     let mut machine = Machine::start(&system, &built, &options, page, printer.sink())?;

@@ -164,10 +164,7 @@ impl Scenario {
         if self.spec.lives.is_some() {
             lives::configure(&mut system)?;
         }
-        // Were the bundle named after the scenario alone, a run would at its end take it away from another of the same scenario whose
-        // emulator has not read it yet.
-        let folder = machine::folder("test")?;
-        let built = self.damaged(image::pack_as(&system, folder.join("test.bundle"))?)?;
+        let built = self.damaged(image::pack(&system)?)?;
         // What is fetched or made once for all runs is no part of this one's time.
         let drives = Some(Arc::new(Drives::open(&system)?));
         let deadline = Instant::now() + self.spec.deadline.0;

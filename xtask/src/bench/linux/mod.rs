@@ -57,7 +57,7 @@ impl Session {
     /// # Errors
     /// There is no prompt.
     pub fn guest(system: &System, guest: &str, drives: &Arc<Drives>) -> Result<Self> {
-        let built = image::pack(system, "bench-linux")?;
+        let built = image::pack(system)?;
         let drives = Some(Arc::clone(drives));
         let options = Options { name: "bench-linux".into(), public: false, lacks: Lacks::default(), drives };
         let mut machine = Machine::start(system, &built, &options, machine::reserve(0)?, |_| ())?;
