@@ -2,6 +2,7 @@
 
 use super::boot;
 use super::elf::{Flat, LOAD_ADDRESS};
+use super::kernel::initrd::Initrd;
 use super::kernel::{Kernel, pvh};
 use crate::manifest::{Bdf, Role, System, image::Image, store};
 use crate::units::{Size, kib};
@@ -26,7 +27,7 @@ pub struct Parts {
     /// Linux kernels.
     pub kernels: BTreeMap<String, Kernel>,
     /// Their initrds.
-    pub initrds: BTreeMap<String, Arc<[u8]>>,
+    pub initrds: BTreeMap<String, Initrd>,
 }
 
 #[derive(Default)]
@@ -103,10 +104,10 @@ fn linux(domain: &crate::manifest::Domain, linux: &crate::manifest::Linux, parts
         .as_ref()
         .map(|name| parts.initrds.get(name).cloned().ok_or_else(|| anyhow!("initrd `{name}` is not loaded")));
     let initrd = initrd.transpose()?;
-    let initrd_len = initrd.as_ref().map_or(0, |bytes| bytes.len() as u64);
-    let boot = pvh::lay(kernel, initrd_len, &domain.command_line, domain.memory.0, domain.vcpus)?;
+    let lengths = initrd.as_ref().map_or((0, 0), |initrd| (initrd.bytes.len() as u64, initrd.unpacked));
+    let boot = pvh::lay(kernel, lengths, &domain.command_line, domain.memory.0, domain.vcpus)?;
     let mut segments = vec![(pvh::BASE, boot.bytes.into()), (kernel.start, Arc::clone(&kernel.bytes))];
-    segments.extend(initrd.map(|bytes| (boot.initrd, bytes)));
+    segments.extend(initrd.map(|initrd| (boot.initrd, initrd.bytes)));
     let entry = Domain {
         flags: flags::PVH,
         entry_kind: entry::PVH32,
@@ -242,7 +243,7 @@ mod tests {
         Parts {
             images,
             kernels: [("vmlinux".to_string(), kernel)].into(),
-            initrds: [("initrd".to_string(), vec![0x33; 70].into())].into(),
+            initrds: [("initrd".to_string(), Initrd { bytes: vec![0x33; 70].into(), unpacked: 200 })].into(),
         }
     }
 

@@ -11,35 +11,46 @@ const HEADER: usize = 110;
 /// Name of the last record.
 const TRAILER: &[u8] = b"TRAILER!!!";
 
+/// An initrd.
+#[derive(Clone, Debug)]
+pub struct Initrd {
+    /// As it is read.
+    pub bytes: Arc<[u8]>,
+    /// Bytes of its archives once unpacked. Linux makes files of them while it still has `bytes`.
+    pub unpacked: u64,
+}
+
 /// Reads and checks an initrd.
 ///
 /// # Errors
 /// What is wrong with the file, with its name.
-pub fn load(path: &Path) -> Result<Arc<[u8]>> {
+pub fn load(path: &Path) -> Result<Initrd> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read the initrd {}", path.display()))?;
-    check(&bytes).with_context(|| format!("initrd {}", path.display()))?;
-    Ok(bytes.into())
+    let unpacked = check(&bytes).with_context(|| format!("initrd {}", path.display()))?;
+    Ok(Initrd { bytes: bytes.into(), unpacked })
 }
 
-/// Looks an initrd through.
+/// Looks an initrd through; returns the bytes of its archives once unpacked.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check(bytes: &[u8]) -> Result<()> {
-    let mut rest = bytes;
+pub fn check(bytes: &[u8]) -> Result<u64> {
+    let (mut rest, mut unpacked) = (bytes, 0);
     ensure!(!rest.is_empty(), "it is empty");
     loop {
         // Archives are separated by any number of zeros.
         rest = rest.get(rest.iter().position(|&b| b != 0).unwrap_or(rest.len())..).unwrap_or_default();
         if rest.is_empty() {
-            return Ok(());
+            return Ok(unpacked);
         }
         if rest.starts_with(b"07070") {
-            rest = archive(rest)?;
+            let behind = archive(rest)?;
+            unpacked += (rest.len() - behind.len()) as u64;
+            rest = behind;
         } else {
             let plain = payload::unpack(rest)?;
             ensure!(plain.starts_with(b"07070"), "what is compressed in it is no cpio archive");
-            return check(&plain);
+            return Ok(unpacked + check(&plain)?);
         }
     }
 }
@@ -90,12 +101,13 @@ mod tests {
 
     #[test]
     fn archives_compressed_or_not_or_both_are_taken() {
-        check(&cpio()).unwrap();
+        let len = cpio().len() as u64;
+        assert_eq!(check(&cpio()).unwrap(), len);
         for packed in [gzip(&cpio()), xz(&cpio()), zstd(&cpio()), lz4(&cpio())] {
-            check(&packed).unwrap();
+            assert_eq!(check(&packed).unwrap(), len);
         }
         let both = [cpio(), vec![0; 300], gzip(&cpio())].concat();
-        check(&both).unwrap();
+        assert_eq!(check(&both).unwrap(), 2 * len, "the zeros between are none of it");
     }
 
     #[test]

@@ -30,7 +30,7 @@ const HIGH_START: u64 = 0x10_0000;
 pub const COMMAND_LINE_MAX: usize = 2047;
 /// The initrd's alignment.
 const INITRD_ALIGN: u64 = 2 << 20;
-/// What Linux needs beside kernel and packed initrd to come up at all; below it, it panics without a console.
+/// What Linux needs beside kernel and initrd, packed and unpacked, to come up at all; below it, it panics without a console.
 const HEADROOM: u64 = 16 << 20;
 
 /// The boot segment and what goes with it.
@@ -42,11 +42,18 @@ pub struct Boot {
     pub initrd: u64,
 }
 
-/// Lays the boot segment of a domain with `memory` bytes, the special pages included.
+/// Lays the boot segment of a domain with `memory` bytes, the special pages included. The initrd has `initrd_len` bytes, and `unpacked`
+/// once Linux has made files of it.
 ///
 /// # Errors
 /// Command line too long; memory too small for kernel and initrd.
-pub fn lay(kernel: &Kernel, initrd_len: u64, command_line: &str, memory: u64, vcpus: u32) -> Result<Boot> {
+pub fn lay(
+    kernel: &Kernel,
+    (initrd_len, unpacked): (u64, u64),
+    command_line: &str,
+    memory: u64,
+    vcpus: u32,
+) -> Result<Boot> {
     ensure!(
         command_line.len() <= COMMAND_LINE_MAX,
         "command line of {} bytes; {COMMAND_LINE_MAX} fit",
@@ -54,13 +61,14 @@ pub fn lay(kernel: &Kernel, initrd_len: u64, command_line: &str, memory: u64, vc
     );
     let ram = memory.saturating_sub(u64::from(special::CONSOLE) * PAGE_SIZE as u64);
     let initrd = kernel.end.next_multiple_of(INITRD_ALIGN);
-    let needed = initrd + initrd_len + HEADROOM;
+    let needed = initrd + initrd_len + unpacked + HEADROOM;
     ensure!(
         needed <= ram,
-        "memory = {} is too little: the kernel ends at {}, the initrd has {}, and Linux needs {} beside them; give it {} or more",
+        "memory = {} is too little: the kernel ends at {}, the initrd has {}, unpacked {}, and Linux needs {} beside them; give it {} or more",
         Size(memory),
         kib(kernel.end),
         kib(initrd_len),
+        kib(unpacked),
         Size(HEADROOM),
         Size((needed + memory - ram).next_multiple_of(16 << 20))
     );
@@ -108,7 +116,7 @@ mod tests {
     #[test]
     fn start_info_names_command_line_initrd_tables_and_memory() {
         let memory = 128 << 20;
-        let boot = lay(&kernel(), 12345, "console=hvc0", memory, 2).unwrap();
+        let boot = lay(&kernel(), (12345, 20000), "console=hvc0", memory, 2).unwrap();
         let info: HvmStartInfo = read(&boot, BASE);
         assert_eq!((info.magic, info.version, info.nr_modules, info.memmap_entries), (MAGIC, 1, 1, 4));
         let module: ModlistEntry = read(&boot, info.modlist_paddr);
@@ -130,15 +138,19 @@ mod tests {
 
     #[test]
     fn without_initrd_there_is_no_module() {
-        let info: HvmStartInfo = read(&lay(&kernel(), 0, "", 128 << 20, 1).unwrap(), BASE);
+        let info: HvmStartInfo = read(&lay(&kernel(), (0, 0), "", 128 << 20, 1).unwrap(), BASE);
         assert_eq!(info.nr_modules, 0);
     }
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let error = lay(&kernel(), 50 << 20, "", 64 << 20, 1).unwrap_err().to_string();
+        let error = lay(&kernel(), (50 << 20, 0), "", 64 << 20, 1).unwrap_err().to_string();
         assert!(error.contains("memory = 64MiB") && error.contains("give it 96MiB"), "{error}");
+        // A distribution's, which is packed well.
+        let error = lay(&kernel(), (60 << 20, 250 << 20), "", 192 << 20, 1).unwrap_err().to_string();
+        assert!(error.contains("unpacked 256000.0 KiB") && error.contains("give it 352MiB"), "{error}");
+        lay(&kernel(), (60 << 20, 250 << 20), "", 352 << 20, 1).unwrap();
         let long = "x".repeat(COMMAND_LINE_MAX + 1);
-        assert!(lay(&kernel(), 0, &long, 1 << 30, 1).unwrap_err().to_string().contains("command line of 2048"));
+        assert!(lay(&kernel(), (0, 0), &long, 1 << 30, 1).unwrap_err().to_string().contains("command line of 2048"));
     }
 }
