@@ -40,7 +40,7 @@ enum Command {
     Build(image::Args),
     /// Boot a system, show that it survives its driver's crash, and leave its page running
     Run(run::Args),
-    /// Ask and steer the machine that runs: list, stats, log, console, restart, crash, history, …
+    /// Ask and steer the machine that runs (of several, the one started first): list, stats, log, console, restart, crash, history, …
     Ctl(ctl::Args),
     /// Run all tests: host tests, properties, crash points, models, QEMU scenarios
     Test(test::Args),

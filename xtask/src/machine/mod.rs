@@ -3,6 +3,7 @@ pub mod attach;
 pub mod bare;
 pub mod bare_linux;
 pub mod blkcheck;
+mod card;
 pub mod console;
 pub mod control;
 pub mod crash;
@@ -20,6 +21,8 @@ use crate::image::Built;
 use crate::manifest::{Domain, System};
 use crate::{paths, setup};
 use anyhow::{Context, Result, anyhow, bail};
+use card::Card;
+pub use card::card;
 use console::{Console, Line};
 use control::Control;
 use monitor::Monitor;
@@ -40,7 +43,7 @@ const SOCKET_PATH_MAX: usize = 107 - 8;
 pub struct Options {
     /// Name of the system, for messages.
     pub name: String,
-    /// `ctl` finds this machine.
+    /// `ctl` finds this machine, unless it finds another one already.
     pub public: bool,
     /// What the machine lacks, for tests of what then is said.
     pub lacks: Lacks,
@@ -88,7 +91,8 @@ pub struct Machine {
     dma_targets: BTreeMap<String, u64>,
     folder: Folder,
     _bundle: Option<Arc<Folder>>,
-    public: bool,
+    /// That `ctl` finds it.
+    card: Option<Card>,
 }
 
 /// Reserves the page's port; to be called before anything is started.
@@ -160,7 +164,7 @@ impl Machine {
         let control = Control::start(com2)?;
         let target = |d: &Domain| Some((d.name.clone(), d.config.get(crash::DMA_TARGET_KEY)?.parse().ok()?));
         let dma_targets = system.domains.iter().filter_map(target).collect();
-        let machine = Self {
+        let mut machine = Self {
             qemu,
             console,
             control,
@@ -172,7 +176,7 @@ impl Machine {
             dma_targets,
             folder,
             _bundle: built.folder.clone(),
-            public: options.public,
+            card: None,
         };
         if options.public {
             machine.publish(options)?;
@@ -181,7 +185,7 @@ impl Machine {
     }
 
     /// Makes `ctl` find the machine.
-    fn publish(&self, options: &Options) -> Result<()> {
+    fn publish(&mut self, options: &Options) -> Result<()> {
         let socket = self.folder.join("ctl");
         self.control
             .serve(UnixListener::bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?)?;
@@ -189,8 +193,8 @@ impl Machine {
             "pid": std::process::id(), "qemu": self.qemu.pid(), "system": options.name, "socket": socket,
             "port": self.host.port(0),
         });
-        let path = card_path();
-        crate::once::write(&path, format!("{card:#}\n").as_bytes())
+        self.card = Card::take(&card::path(), &card)?;
+        Ok(())
     }
 
     /// The emulator ended: how, with the reason as far as it is known.
@@ -322,29 +326,7 @@ impl Drop for Machine {
         self.qemu.kill();
         // What ended the wire before was told where it mattered; here everything ends.
         let _ = self.host.stop();
-        if self.public && own_card() {
-            let _ = std::fs::remove_file(card_path());
-        }
     }
-}
-
-/// Where `ctl` looks.
-pub fn card_path() -> PathBuf {
-    paths::output().join("running.json")
-}
-
-/// Reads what [`card_path`] says of the machine that runs.
-///
-/// # Errors
-/// None runs: what to type.
-pub fn card() -> Result<Value> {
-    let none = "no machine runs; start one in another terminal: cargo xtask run";
-    let text = std::fs::read_to_string(card_path()).map_err(|_| anyhow!(none))?;
-    serde_json::from_str(&text).with_context(|| format!("{} is damaged", card_path().display()))
-}
-
-fn own_card() -> bool {
-    card().is_ok_and(|card| card["pid"] == std::process::id())
 }
 
 /// A folder of one run, which goes with it.
