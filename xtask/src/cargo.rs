@@ -4,10 +4,11 @@ use crate::{paths, setup};
 use anyhow::{Context, Result, bail};
 use std::process::Command;
 
-/// The cargo that runs us, or the one in the path.
+/// The cargo that runs us, or the one in the path, with our target folder.
 pub fn command() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(paths::root());
+    // Its settings may name another target folder, or none that means the same in this folder.
+    command.current_dir(paths::root()).env("CARGO_TARGET_DIR", paths::target());
     // Variables of the package that cargo runs (us) are not those of the packages it shall build.
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|n| n.starts_with("CARGO_PKG_") || n.starts_with("CARGO_MANIFEST_")) {
