@@ -1,5 +1,6 @@
 //! What a run needs of the host: QEMU with the devices we use, and Rust's bare-metal target. What is missing is installed,
-//! saying so, where that is possible; where not, the error is the line to type.
+//! saying so, where that is possible; where not, the error is the line to type. None of it goes to the standard output, which may be
+//! JSON.
 
 use crate::paths;
 use anyhow::{Context, Result, bail, ensure};
@@ -36,8 +37,12 @@ pub fn target() -> Result<()> {
         return Ok(());
     }
     let line = format!("rustup target add {}", paths::FREESTANDING);
-    println!("Rust's target {} is missing; running: {line}", paths::FREESTANDING);
-    let done = Command::new("rustup").current_dir(paths::root()).args(["target", "add", paths::FREESTANDING]).status();
+    eprintln!("Rust's target {} is missing; running: {line}", paths::FREESTANDING);
+    let done = Command::new("rustup")
+        .current_dir(paths::root())
+        .args(["target", "add", paths::FREESTANDING])
+        .stdout(std::io::stderr())
+        .status();
     match done {
         Ok(status) if status.success() => Ok(()),
         _ => bail!("cannot install Rust's target {}; type: {line}", paths::FREESTANDING),
@@ -101,7 +106,7 @@ fn install() -> Result<()> {
     };
     for step in ["apt-get update", PACKAGE] {
         let line: Vec<&str> = prefix.iter().copied().chain(step.split(' ')).collect();
-        println!("{QEMU} is missing; running: {}", line.join(" "));
+        eprintln!("{QEMU} is missing; running: {}", line.join(" "));
         let status = Command::new(line[0])
             .args(&line[1..])
             .env("DEBIAN_FRONTEND", "noninteractive")
