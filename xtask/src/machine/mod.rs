@@ -29,6 +29,7 @@ use monitor::Monitor;
 use qemu::Qemu;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -331,36 +332,70 @@ impl Drop for Machine {
 
 /// A folder of one run, which goes with it.
 #[derive(Debug)]
-pub struct Folder(PathBuf);
+pub struct Folder {
+    path: PathBuf,
+    /// Itself, locked: it is in use.
+    _lock: File,
+}
 
 impl std::ops::Deref for Folder {
     type Target = Path;
     fn deref(&self) -> &Path {
-        &self.0
+        &self.path
     }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        let _ = std::fs::remove_dir_all(&self.path);
     }
 }
 
+/// Its name begins with this in the system's folder for temporary files, where others have theirs.
+const OURS: &str = "xenolith-";
+
 /// A folder for the sockets or files of one run: below `target`, or, where that path is too long for a socket, in the system's
-/// folder for temporary files.
+/// folder for temporary files. The first one removes those of runs that were killed.
 ///
 /// # Errors
 /// It cannot be made.
 pub fn folder(kind: &str) -> Result<Folder> {
     static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let (ours, others) = (paths::output(), std::env::temp_dir());
+    if number == 0 {
+        prune(&ours, "");
+        prune(&others, OURS);
+    }
     let name = format!("{kind}-{}-{number}", std::process::id());
     let fits = |path: &Path| path.as_os_str().len() <= SOCKET_PATH_MAX;
-    let folder =
-        Some(paths::output().join(&name)).filter(|p| fits(p)).unwrap_or_else(|| std::env::temp_dir().join(&name));
-    let _ = std::fs::remove_dir_all(&folder);
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    Ok(Folder(folder))
+    let path = Some(ours.join(&name)).filter(|p| fits(p)).unwrap_or_else(|| others.join(format!("{OURS}{name}")));
+    let _ = std::fs::remove_dir_all(&path);
+    std::fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    let lock = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    lock.try_lock().with_context(|| format!("cannot lock {}", path.display()))?;
+    Ok(Folder { path, _lock: lock })
+}
+
+/// Removes the folders of runs that could not do it themselves. One has ended if neither its process is there nor anybody holds the
+/// folder's lock: in a container others see another number of it.
+fn prune(all: &Path, prefix: &str) {
+    for path in std::fs::read_dir(all).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix(prefix));
+        let Some(process) = name.and_then(process_of) else { continue };
+        let ended = path.is_dir() && !path.is_symlink() && !Path::new("/proc").join(process.to_string()).exists();
+        if ended && File::open(&path).is_ok_and(|folder| folder.try_lock().is_ok()) {
+            let _ = std::fs::remove_dir_all(&path);
+        }
+    }
+}
+
+/// The process of a folder `KIND-PROCESS-NUMBER`.
+fn process_of(name: &str) -> Option<u32> {
+    let mut parts = name.rsplitn(3, '-');
+    let (number, process, kind) = (parts.next()?, parts.next()?, parts.next()?);
+    number.parse::<u32>().ok()?;
+    process.parse().ok().filter(|_| !kind.is_empty())
 }
 
 /// Waits for a program to connect.
@@ -405,5 +440,35 @@ fn accept(listener: &UnixListener, qemu: &mut Qemu) -> Result<UnixStream> {
             return Err(qemu.failed(&anyhow!("QEMU did not connect to its serial lines and monitor")));
         }
         std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_of_runs_that_were_killed_go_and_no_others() {
+        let all = std::env::temp_dir().join(format!("xenolith-prune-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&all);
+        // A process that has ended: our child.
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        let (dead, alive) = (child.id(), std::process::id());
+        let held = format!("run-{dead}-1");
+        let kept =
+            [held.clone(), format!("run-{alive}-0"), "debian".into(), format!("run-{dead}"), format!("-{dead}-0")];
+        let gone = [format!("run-{dead}-0"), format!("nbd-test-{dead}-12")];
+        for name in kept.iter().chain(&gone) {
+            std::fs::create_dir_all(all.join(name)).unwrap();
+            std::fs::write(all.join(name).join("drive0.img"), "x").unwrap();
+        }
+        let lock = File::open(all.join(&held)).unwrap();
+        lock.lock().unwrap();
+        prune(&all, "");
+        for (names, there) in [(&kept[..], true), (&gone[..], false)] {
+            names.iter().for_each(|name| assert_eq!(all.join(name).exists(), there, "{name}"));
+        }
+        std::fs::remove_dir_all(&all).unwrap();
     }
 }
