@@ -9,12 +9,14 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Longest wait for a reply: a restart is the longest work behind one.
+/// Longest wait for a reply.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The same where a guest's memory is cleared and filled first, up to gigabytes of it on an emulated CPU.
+const LONG: Duration = Duration::from_secs(120);
 /// Events that wait for a client to read them.
 const QUEUE: usize = 256;
 
@@ -107,7 +109,7 @@ impl Control {
         self.0.arrived.notify_all();
     }
 
-    fn exchange(&self, id: Option<&Value>, line: &str) -> Result<Value> {
+    fn exchange(&self, id: Option<&Value>, line: &str, patience: Duration) -> Result<Value> {
         let (sender, receiver) = channel();
         {
             let mut state = lock(&self.0.state);
@@ -120,9 +122,13 @@ impl Control {
             let mut stream = lock(&self.0.line);
             stream.write_all(format!("{line}\n").as_bytes()).context("the control line does not take requests")?;
         }
-        receiver
-            .recv_timeout(PATIENCE)
-            .map_err(|_| anyhow!("control gave no answer to {line} within {} s", PATIENCE.as_secs()))
+        receiver.recv_timeout(patience).map_err(|error| match error {
+            RecvTimeoutError::Timeout => anyhow!(
+                "control gave no answer to {line} within {} s; it may still do it: cargo xtask ctl list",
+                patience.as_secs()
+            ),
+            RecvTimeoutError::Disconnected => anyhow!("the control line was closed before an answer to {line} came"),
+        })
     }
 
     /// Sends a request given as an object without `id`; returns the whole reply.
@@ -132,7 +138,8 @@ impl Control {
     pub fn forward(&self, mut request: serde_json::Map<String, Value>) -> Result<Value> {
         let id = Value::from(self.0.next.fetch_add(1, Ordering::Relaxed));
         request.insert("id".into(), id.clone());
-        self.exchange(Some(&id), &Value::Object(request).to_string())
+        let patience = patience(&request);
+        self.exchange(Some(&id), &Value::Object(request).to_string(), patience)
     }
 
     /// Sends a line as it is, however malformed; the reply to it has no id.
@@ -140,7 +147,7 @@ impl Control {
     /// # Errors
     /// No answer.
     pub fn raw(&self, line: &str) -> Result<Value> {
-        self.exchange(None, line)
+        self.exchange(None, line, PATIENCE)
     }
 
     /// Sends a request and returns what is behind `ok`.
@@ -341,6 +348,11 @@ impl Drop for Following {
     }
 }
 
+fn patience(request: &serde_json::Map<String, Value>) -> Duration {
+    let long = matches!(request.get("cmd").and_then(Value::as_str), Some("create" | "restart"));
+    if long { LONG } else { PATIENCE }
+}
+
 fn key(id: Option<&Value>) -> String {
     id.map_or_else(|| "null".to_string(), Value::to_string)
 }
@@ -400,6 +412,18 @@ mod tests {
         let (a, b) = (next(), next());
         assert!([&a, &b].iter().any(|v| v["event"] == "tick") && [&a, &b].iter().any(|v| v["id"] == 7), "{a} {b}");
         std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn filling_a_guest_has_more_time_and_a_closed_line_is_no_late_answer() {
+        let of = |request: Value| patience(request.as_object().unwrap());
+        assert_eq!(of(json!({ "cmd": "create", "dom": "linux" })), LONG);
+        assert_eq!((of(json!({ "cmd": "list" })), of(json!({ "cmd": 1 }))), (PATIENCE, PATIENCE));
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let control = Control::start(ours).unwrap();
+        std::thread::spawn(move || std::io::Read::read(&mut theirs, &mut [0; 64]));
+        let error = control.ask("poweroff").unwrap_err().to_string();
+        assert!(error.contains("closed") && !error.contains("within"), "{error}");
     }
 
     #[test]
