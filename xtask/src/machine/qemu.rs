@@ -24,6 +24,11 @@ pub fn net(folder: &Path, number: usize) -> PathBuf {
     folder.join(format!("net{number}"))
 }
 
+/// A path as the value of an option: QEMU ends it at a comma unless that is doubled.
+fn value(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
 /// The whole command line. Sockets are those of `folder`, on which somebody listens.
 pub fn arguments(
     machine: &Machine,
@@ -41,7 +46,7 @@ pub fn arguments(
     }
     put(&["-kernel", &kernel.display().to_string(), "-initrd", &bundle.display().to_string()]);
     let monitor = folder.join(MONITOR);
-    put(&["-chardev", &format!("socket,id={MONITOR},path={},server=off", monitor.display())]);
+    put(&["-chardev", &format!("socket,id={MONITOR},path={},server=off", value(&monitor))]);
     put(&["-mon", &format!("chardev={MONITOR},mode=control")]);
     args
 }
@@ -64,7 +69,7 @@ pub fn bare_arguments(
 }
 
 fn serial(com: &str, folder: &Path, put: &mut impl FnMut(&[&str])) {
-    put(&["-chardev", &format!("socket,id={com},path={},server=off", folder.join(com).display())]);
+    put(&["-chardev", &format!("socket,id={com},path={},server=off", value(&folder.join(com)))]);
     put(&["-serial", &format!("chardev:{com}")]);
 }
 
@@ -90,7 +95,7 @@ fn board(machine: &Machine, drives: &Drives, lacks: &Lacks, kvm: bool, folder: &
     put(&["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
     for (i, nic) in machine.nics.iter().enumerate().filter(|_| !lacks.nics) {
         let path = net(folder, i);
-        put(&["-netdev", &format!("stream,id=n{i},server=off,addr.type=unix,addr.path={}", path.display())]);
+        put(&["-netdev", &format!("stream,id=n{i},server=off,addr.type=unix,addr.path={}", value(&path))]);
         let address = nic.address.0 >> 3 & 31;
         put(&["-device", &format!("{},netdev=n{i},addr={address:#x},mac={}", nic.model, nic.mac)]);
     }
@@ -308,6 +313,19 @@ mod tests {
             "-kernel /k -initrd /b",
             "-chardev socket,id=monitor,path=/run/monitor,server=off -mon chardev=monitor,mode=control",
         ] {
+            assert!(line.contains(part), "`{part}` is missing in {line}");
+        }
+    }
+
+    #[test]
+    fn a_comma_in_a_path_is_part_of_it() {
+        let system = System::parse(SYSTEM, "test").unwrap();
+        let (drives, lacks) = (Drives::default(), Lacks::default());
+        let [k, b, folder] = ["/k", "/b", "/a,b"].map(Path::new);
+        let line = arguments(&system.machine, &drives, &lacks, false, k, b, folder).join(" ");
+        for part in
+            ["path=/a,,b/com1,server", "path=/a,,b/com2,server", "path=/a,,b/monitor,server", "addr.path=/a,,b/net0"]
+        {
             assert!(line.contains(part), "`{part}` is missing in {line}");
         }
     }
