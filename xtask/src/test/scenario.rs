@@ -8,7 +8,7 @@ use crate::drive::Drives;
 use crate::image::{self, Built};
 use crate::machine::bare;
 use crate::machine::blkcheck::{self, Follow};
-use crate::machine::console::{HYPERVISOR, Line};
+use crate::machine::console::{Console, HYPERVISOR, Line};
 use crate::machine::{self, Lacks, Machine, Options};
 use crate::manifest::{System, names};
 use crate::units::Span;
@@ -136,6 +136,11 @@ impl Scenario {
             spec.cuts.is_none() || (spec.expect.is_empty() && spec.steps.is_empty() && spec.kills.is_none()),
             "`cuts` boots several machines, so nothing else can be expected of one"
         );
+        ensure!(
+            spec.forbid.is_empty() || spec.cuts.is_none() && spec.bare.is_none(),
+            "`forbid` is not looked at with `cuts` or `bare`"
+        );
+        ensure!(spec.expect.is_empty() || spec.bare.is_none(), "`bare` has a `report` in the place of `expect`");
         let instead = usize::from(spec.kills.is_some()) + usize::from(spec.lives.is_some());
         ensure!(
             instead == 0 || instead == 1 && spec.steps.is_empty(),
@@ -180,7 +185,8 @@ impl Scenario {
             (_, Some(lives)) => {
                 let console = machine.console.clone();
                 let result = lives::run(&mut machine, &system, lives, 1, false).and_then(|report| report.verdict());
-                result.map_err(|error| anyhow!("{error:#}; the console's end:\n{}", console.tail(12)))
+                result.map_err(|error| anyhow!("{error:#}; the console's end:\n{}", console.tail(12)))?;
+                self.seen(&console)
             }
             _ => self.judge(&mut machine, &system, deadline),
         }
@@ -224,6 +230,11 @@ impl Scenario {
         let console = machine.console.clone();
         let result = blk::run(machine, system, &plan).and_then(|report| report.verdict());
         result.map_err(|error| anyhow!("{error:#}; the console's end:\n{}", console.tail(12)))?;
+        self.seen(&console)
+    }
+
+    /// Judges all lines of a campaign.
+    fn seen(&self, console: &Console) -> Result<()> {
         let lines: Vec<String> = console.since(0).iter().map(Line::full).collect();
         if let Some(missing) = self.spec.expect.iter().find(|p| !lines.iter().any(|l| p.found(l))) {
             bail!("no line has `{missing}`");
@@ -335,6 +346,8 @@ mod tests {
         assert!(refuse("about='a'\ndeadline='1s'\nexpect=['b']").contains("either `system`"));
         assert!(refuse("about='a'\ndeadline='1s'\nsystem='hello'\nexpect=['*']").contains("every line"));
         assert!(refuse("about='a'\ndeadline='1s'\nsystem='hello'\nexpects=['b']").contains("`expects`"));
+        assert!(refuse("about='a'\ndeadline='1s'\nsystem='power'\ncuts=2\nforbid=['b']").contains("`forbid`"));
+        assert!(refuse("about='a'\ndeadline='1s'\nsystem='disk'\nexpect=['b']\n[bare]\nx='1'").contains("`bare`"));
         assert!(refuse("about='a'\ndeadline='1s'\nsystem='hello'\n[[step]]\ndance={}").contains("`dance`"));
     }
 
