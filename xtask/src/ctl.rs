@@ -10,7 +10,7 @@ use crate::machine::protocol::{AllStats, Death, Domain};
 use crate::terminal::Terminal;
 use crate::units::Span;
 use crate::{machine, table};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use serde_json::{Value, json};
 use std::os::unix::net::UnixStream;
@@ -145,10 +145,23 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Command::Console { domain } = &args.command {
         return follow(&control, domain, args.json);
     }
-    if let (Command::Log { domain }, false) = (&args.command, args.json) {
-        return log(&control, domain);
-    }
     let ok = match &args.command {
+        Command::Log { domain } if args.json => {
+            // One answer with all pages.
+            let (mut all, mut text) = (Value::Null, String::new());
+            log(&control, domain, |page| {
+                text += page["text"].as_str().unwrap_or_default();
+                let first = all.get("seq").unwrap_or(&page["seq"]).clone();
+                all = page;
+                all["seq"] = first;
+            })?;
+            all["text"] = text.into();
+            all
+        }
+        Command::Log { domain } => {
+            log(&control, domain, |page| print!("{}", page["text"].as_str().unwrap_or_default()))?;
+            return Ok(ExitCode::SUCCESS);
+        }
         Command::Shutdown { domain, wait } => lives::shutdown(&control, domain, false, wait.patience())?,
         Command::Reboot { domain, wait } => lives::shutdown(&control, domain, true, wait.patience())?,
         _ => control.request(&request)?,
@@ -387,14 +400,16 @@ fn history(deaths: &[Death]) -> String {
     table::format(&["at", "domain", "cause", "by", "action", "stopped", "serving", "detail"], &rows)
 }
 
-fn log(control: &Control, domain: &str) -> Result<ExitCode> {
+/// Reads a log from its begin to its end, page by page.
+fn log(control: &Control, domain: &str, mut page: impl FnMut(Value)) -> Result<()> {
     let mut seq = 0;
     loop {
         let ok = control.request(&json!({ "cmd": "log", "dom": domain, "seq": seq, "max": 8192 }))?;
         let next = ok["next"].as_u64().unwrap_or(seq);
-        print!("{}", ok["text"].as_str().unwrap_or_default());
-        if next <= seq || ok["seq"].as_u64() == Some(next) {
-            return Ok(ExitCode::SUCCESS);
+        let last = next <= seq || ok["seq"].as_u64() == Some(next);
+        page(ok);
+        if last {
+            return Ok(());
         }
         seq = next;
     }
@@ -406,11 +421,13 @@ fn follow(control: &Control, domain: &str, json: bool) -> Result<ExitCode> {
         let mut seen = 0;
         while !crate::signals::stop() && !control.closed() {
             let event = control.next(&mut seen, Duration::from_millis(200));
-            if let Some(event) = event.filter(|event| event["dom"] == following.domain()) {
-                println!("{event}");
+            if let Some(event) = event.filter(|event| event["dom"] == following.domain())
+                && !crate::terminal::print(format_args!("{event}\n"))
+            {
+                break;
             }
         }
-        return Ok(ExitCode::SUCCESS);
+        return ended(control, domain);
     }
     let terminal = Terminal::raw();
     if terminal.is_some() {
@@ -419,10 +436,21 @@ fn follow(control: &Control, domain: &str, json: bool) -> Result<ExitCode> {
     // So that it is told when the guest stops or begins anew.
     control.ask("subscribe")?;
     let end = attach::attach(control, domain, terminal.as_ref(), &mut 0, false)?;
+    drop(terminal);
     if end == attach::End::Detached {
-        eprint!("\r\nleft the console of {domain}\r\n");
+        eprintln!("\nleft the console of {domain}");
+        return Ok(ExitCode::SUCCESS);
     }
-    Ok(ExitCode::SUCCESS)
+    ended(control, domain)
+}
+
+/// What an end that the user did not ask for at the keyboard comes to: a signal, the machine's end, or that nobody reads any more.
+fn ended(control: &Control, domain: &str) -> Result<ExitCode> {
+    match crate::signals::code() {
+        Some(code) => Ok(code),
+        None if control.closed() => bail!("the machine has ended, and the console of {domain} with it"),
+        None => Ok(ExitCode::SUCCESS),
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,19 @@
 //!
 //! One command is one file or folder here and ends in one `run` function; they meet in [`manifest`] (what a system
 //! consists of) and [`image`] (how it becomes bytes). All that touches the host's state, beyond `target/`, is in [`setup`].
+/// As the standard library's, which panics where nobody reads any more ([`terminal::print`]).
+macro_rules! print {
+    ($($arg:tt)*) => {{
+        $crate::terminal::print(format_args!($($arg)*));
+    }};
+}
+
+/// As [`print`], with a line's end.
+macro_rules! println {
+    () => { print!("\n") };
+    ($($arg:tt)*) => { print!("{}\n", format_args!($($arg)*)) };
+}
+
 mod bench;
 mod campaign;
 mod cargo;
@@ -57,7 +70,7 @@ fn main() -> std::process::ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
-            std::process::ExitCode::FAILURE
+            signals::code().unwrap_or(std::process::ExitCode::FAILURE)
         }
     }
 }

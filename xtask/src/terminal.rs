@@ -3,11 +3,29 @@
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
-use std::io::{IsTerminal, stdin};
+use std::fmt::Arguments;
+use std::io::{IsTerminal, Write, stdin};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// Ctrl-], which ends an attachment.
 pub const DETACH: u8 = 0x1d;
+
+/// The mode we found.
+static FOUND: OnceLock<Termios> = OnceLock::new();
+
+/// Brings back the terminal's mode as we found it, for an end at which nothing is dropped.
+pub fn restore() {
+    if let Some(mode) = FOUND.get() {
+        let _ = tcsetattr(stdin(), OptionalActions::Now, mode);
+    }
+}
+
+/// Prints to the standard output. Whoever read it may be gone (`| head`), which is no reason to fail; false then.
+pub fn print(text: Arguments<'_>) -> bool {
+    let mut out = std::io::stdout().lock();
+    out.write_fmt(text).and_then(|()| out.flush()).is_ok()
+}
 
 /// The terminal in another mode; the one before comes back when this is dropped.
 pub struct Terminal(Termios);
@@ -30,6 +48,7 @@ impl Terminal {
 
     fn with(change: impl FnOnce(&mut Termios)) -> Option<Self> {
         let before = tcgetattr(stdin()).ok().filter(|_| stdin().is_terminal())?;
+        FOUND.get_or_init(|| before.clone());
         let mut mode = before.clone();
         change(&mut mode);
         tcsetattr(stdin(), OptionalActions::Now, &mode).ok()?;

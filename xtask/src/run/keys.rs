@@ -34,8 +34,8 @@ pub fn until_end(
     }
     let mut choosing = false;
     loop {
-        if signals::stop() {
-            return Ok(ExitCode::SUCCESS);
+        if let Some(code) = signals::code() {
+            return Ok(code);
         }
         if let Some(status) = machine.ended()? {
             machine.console.settle();
