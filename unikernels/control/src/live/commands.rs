@@ -174,6 +174,8 @@ impl Control {
         let (domid, name) = self.target(target)?;
         let mut buffer = alloc::vec![0; max as usize];
         let (first, len) = self.console_bytes(domid, seq, &mut buffer).map_err(|e| format!("log of {name}: {e}"))?;
+        // Who asks for less than a character, or for what never gets whole, gets on nevertheless.
+        let len = Some(report::whole(buffer.get(..len).unwrap_or_default())).filter(|&whole| whole > 0).unwrap_or(len);
         let text = String::from_utf8_lossy(buffer.get(..len).unwrap_or_default());
         Ok(protocol::ok(id, |o| {
             o.text("dom", &name)

@@ -6,6 +6,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use control::json::Object;
 use control::protocol::{self, Line, Lines, REPLY_MAX, TEXT_MAX};
+use control::report;
 use control::uart::{NoUart, Registers, Uart};
 use core::time::Duration;
 use libxenrt::device::{DeviceError, Interrupt};
@@ -205,8 +206,10 @@ impl Control {
                 return true;
             }
             match super::link::console_bytes(links, follow.domid, follow.seq, &mut buffer) {
-                Ok((_, 0)) => {}
+                // Of a character in two parts the first waits for the other.
+                Ok((_, len)) if report::whole(buffer.get(..len).unwrap_or_default()) == 0 => {}
                 Ok((first, len)) => {
+                    let len = report::whole(buffer.get(..len).unwrap_or_default());
                     let text = String::from_utf8_lossy(buffer.get(..len).unwrap_or_default());
                     follow.seq = first.saturating_add(len as u64);
                     let line = protocol::event("console", |o| {
