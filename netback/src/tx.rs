@@ -15,6 +15,8 @@ use ring::{RingFault, SharedMem, TxBackRing};
 
 /// Slots of a packet above which a frontend is malicious and not merely wasteful (Linux: `fatal_skb_slots`).
 const FATAL_SLOTS: usize = MAX_CHUNKS;
+/// Smallest segment a frame may be cut into (Linux: `TCP_MIN_SND_MSS`); of a byte each, one frame would be 65,000 on the wire.
+const MIN_MSS: u16 = 48;
 /// Extra infos one packet may have: each of the known types once.
 const MAX_EXTRAS: u32 = 4;
 /// Bytes of an Ethernet header; a shorter packet is answered with an error.
@@ -206,7 +208,7 @@ fn take_extras<M: SharedMem>(
                     extra::GSO_TCPV6 => GsoKind::TcpV6,
                     _ => return Err(bad),
                 };
-                if size == 0 {
+                if size < MIN_MSS {
                     return Err(bad);
                 }
                 packet.offload = Offload { blank: true, valid: true, cut: Some(Cut { kind: gso, mss: size }) };

@@ -104,6 +104,7 @@ fn breaches_close_the_vif() {
     let head = slot(5, 0, txf::EXTRA_INFO, 1, 100);
     assert_eq!(fault(&[head, gso(9, 1448, 0)]), VifFault::BadGso { kind: 9, size: 1448 });
     assert_eq!(fault(&[head, gso(1, 0, 0)]), VifFault::BadGso { kind: 1, size: 0 });
+    assert_eq!(fault(&[head, gso(1, 47, 0)]), VifFault::BadGso { kind: 1, size: 47 });
     assert_eq!(fault(&[head, [0, 0, 0]]), VifFault::BadExtra(0));
     let chain = vec![gso(1, 1448, extra::FLAG_MORE); 6];
     assert_eq!(fault(&[vec![head], chain].concat()), VifFault::BadExtra(extra::NONE));

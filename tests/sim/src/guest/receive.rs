@@ -102,6 +102,9 @@ impl Guest {
         if link.partial.is_empty() {
             link.first_flags = flags;
             link.expect_extra = flags & rxf::EXTRA_INFO != 0;
+            if len < 14 && flags & rxf::MORE_DATA != 0 {
+                self.fail(format!("{len} bytes of a frame come first: Linux wants its header there"));
+            }
         }
         link.partial.extend(&bytes[offset..offset + len]);
         if flags & rxf::MORE_DATA == 0 && !link.expect_extra {

@@ -73,12 +73,13 @@ impl Guest {
                 rest = tail;
             }
         }
-        pieces.extend(rest.chunks(PAGE_SIZE - 64));
+        let most = if self.chance(4) == 0 { PAGE_SIZE } else { PAGE_SIZE - 64 };
+        pieces.extend(rest.chunks(most));
         let count = pieces.len();
         for (n, piece) in pieces.into_iter().enumerate() {
             let page = link.free_tx.pop().expect("a page for each slot");
             let mfn = self.frames[2 + page];
-            let offset = self.chance(64) as u64;
+            let offset = (self.chance(64) as u64).min((PAGE_SIZE - piece.len()) as u64);
             self.world.write(mfn.0 * PAGE_SIZE as u64 + offset, piece);
             self.world.grant(self.dom, tx_gref(page), mfn, true);
             let mut flags = if n + 1 < count { txf::MORE_DATA } else { 0 };
