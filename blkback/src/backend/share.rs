@@ -4,7 +4,7 @@
 use super::Backend;
 use crate::Platform;
 use crate::disk::{Disks, DriveId};
-use crate::line::Phase;
+use crate::line::{Phase, Request};
 use crate::request::Kind;
 use crate::table::Ticket;
 use alloc::collections::VecDeque;
@@ -25,6 +25,15 @@ struct Share {
     queue: VecDeque<u32>,
     /// Places of the drive it has, or is about to have.
     places: usize,
+}
+
+/// What a request still counts. A discard moves no bytes, however many it is about: counted by them, one of a whole drive would take a
+/// round of [`Backend::choose`] for each quantum of it, more than a turn may last.
+fn cost<H>(request: &Request<H>) -> u64 {
+    match request.kind {
+        Kind::Discard => LEAST_COST,
+        _ => request.len_bytes().saturating_sub(request.given).max(LEAST_COST),
+    }
 }
 
 impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
@@ -57,11 +66,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
                 connection.deficit = connection.deficit.saturating_add(quantum);
                 while let Some(&index) = share.queue.front() {
                     let Some(request) = connection.line.get(index) else { break };
-                    // A discard moves nothing, and may be of a whole drive.
-                    let cost = match request.kind {
-                        Kind::Discard => LEAST_COST,
-                        _ => request.len_bytes().saturating_sub(request.given).max(LEAST_COST),
-                    };
+                    let cost = cost(request);
                     let wanted = match request.held.is_empty() {
                         true => request
                             .segments
@@ -126,5 +131,25 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         let all = neighbours().map(unused).fold(0, usize::saturating_add);
         // A drive without a place for each serves them in turn.
         if all < depth { all } else { 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_discard_of_a_whole_drive_needs_no_more_than_one_quantum() {
+        let of = |kind, sectors| {
+            let mut request = Request::<()>::blank();
+            (request.kind, request.sectors) = (kind, sectors);
+            cost(&request)
+        };
+        let quantum = u64::from(super::super::Config::default().quantum);
+        assert!(of(Kind::Discard, 1 << 31) <= quantum, "a tebibyte");
+        assert_eq!(
+            (of(Kind::Write, 1 << 11), of(Kind::Read, 1), of(Kind::Flush, 0)),
+            (1 << 20, LEAST_COST, LEAST_COST)
+        );
     }
 }
