@@ -15,7 +15,7 @@ mod share;
 use crate::disk::{Change, Disks, DriveId, DriveInfo, DriveStats, ResetError, Segment};
 use crate::grants::Known;
 use crate::table::{Drive, Table, Ticket};
-use crate::vbd::{Vbd, VbdStats};
+use crate::vbd::{Connection, Vbd, VbdStats};
 use crate::{MapRequest, Platform};
 use ::backend::{Devices, Turn};
 use abi::{DomId, EvtchnPort};
@@ -197,6 +197,11 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     /// Moves everything that can move; true if anything did.
     fn work<St: Store>(&mut self, store: &mut St, now_us: u64) -> Result<bool, ResetError> {
         let mut worked = self.reap();
+        // Before a request goes anywhere: the drive in a place may be another than that it was meant for.
+        while let Some(change) = self.disks.change() {
+            self.drive_changed(store, change);
+            worked = true;
+        }
         self.platform.crash_point();
         worked |= self.take_requests();
         self.platform.crash_point();
@@ -208,10 +213,6 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         }
         worked |= self.publish();
         self.close_faulty(store);
-        while let Some(change) = self.disks.change() {
-            self.drive_changed(store, change);
-            worked = true;
-        }
         Ok(worked)
     }
 
@@ -312,10 +313,12 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
             if !matches!(drive.table, Table::Reading { out: true, .. }) {
                 drive.table = Table::Unread;
             }
+            if gone {
+                // Those who wait fail, as all of their connections are lost.
+                drive.waiters.clear();
+            }
         }
-        if gone {
-            self.close_drive(store, id);
-        }
+        self.close_drive(store, id, gone);
         self.look_again();
     }
 
@@ -328,6 +331,11 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
     fn is_missing(&self, id: DriveId, now_us: u64) -> bool {
         let gone = self.drives.get(usize::from(id.0)).is_none_or(|drive| drive.gone);
         self.disks.info(id).is_none() && (gone || now_us >= self.patience_until_us)
+    }
+
+    /// Requests of this connection fail.
+    fn is_lost(&self, connection: &Connection<P::Page>, now_us: u64) -> bool {
+        connection.lost || self.is_missing(connection.extent.drive, now_us)
     }
 
     /// Pages that vbd `slot` may map now: all that are free, less what the others have reserved.

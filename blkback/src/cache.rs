@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! drive | read-only << 8 | persistent << 9 | log2 of ring pages << 16, first low, high, sectors low, high,
-//! port, ring pages…, source
+//! identity of the drive, port, ring pages…, source
 //! ```
 
 use crate::disk::DriveId;
@@ -15,8 +15,8 @@ use abi::{EvtchnPort, GrantRef};
 use alloc::vec::Vec;
 
 impl Kept for Nodes {
-    /// "vbds".
-    const MAGIC: u32 = 0x7364_6276;
+    /// "vbd2".
+    const MAGIC: u32 = 0x3264_6276;
 
     fn encode(&self, body: &mut Vec<u32>) -> Option<()> {
         let keys = self.keys.as_ref().ok()?;
@@ -28,6 +28,7 @@ impl Kept for Nodes {
             (extent.first >> 32) as u32,
             extent.sectors as u32,
             (extent.sectors >> 32) as u32,
+            extent.identity,
             keys.port.0,
         ]);
         body.extend(keys.rings.iter().map(|gref| gref.0));
@@ -36,7 +37,7 @@ impl Kept for Nodes {
     }
 
     fn decode(rest: &mut &[u32]) -> Option<Self> {
-        let ([flags, first, first_high, sectors, sectors_high, port], tail) = rest.split_first_chunk()?;
+        let ([flags, first, first_high, sectors, sectors_high, identity, port], tail) = rest.split_first_chunk()?;
         let order = Some(flags >> 16).filter(|&order| order <= MAX_ORDER)?;
         let (rings, tail) = tail.split_at_checked(1 << order)?;
         *rest = tail;
@@ -44,6 +45,7 @@ impl Kept for Nodes {
         let wide = |low: &u32, high: &u32| u64::from(*low) | u64::from(*high) << 32;
         let extent = Extent {
             drive: DriveId(*flags as u8),
+            identity: *identity,
             first: wide(first, first_high),
             sectors: wide(sectors, sectors_high),
         };
@@ -71,7 +73,12 @@ mod tests {
         Nodes {
             source,
             read_only: seed & 1 != 0,
-            extent: Some(Extent { drive: DriveId(seed as u8), first: seed >> 8, sectors: (seed >> 4) + 1 }),
+            extent: Some(Extent {
+                drive: DriveId(seed as u8),
+                identity: !seed as u32,
+                first: seed >> 8,
+                sectors: (seed >> 4) + 1,
+            }),
             keys: Ok(Keys {
                 rings: (0..1 << order).map(|n| GrantRef(n ^ seed as u32)).collect(),
                 port: EvtchnPort(seed as u32 % 4095 + 1),

@@ -18,6 +18,8 @@ use gpt_disk_types::Guid;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Extent {
     pub drive: DriveId,
+    /// Which drive it was found on ([`identity`]).
+    pub identity: u32,
     pub first: u64,
     pub sectors: u64,
 }
@@ -118,13 +120,22 @@ impl Source {
         if !first.is_multiple_of(ratio) || !sectors.is_multiple_of(ratio) {
             return Err(SourceError::Misaligned { first, sectors, sector_size: info.sector_size });
         }
-        Ok(Extent { drive: self.drive, first, sectors })
+        Ok(Extent { drive: self.drive, identity: identity(info), first, sectors })
     }
 }
 
 /// Sectors of 512 bytes in one of the drive's; at least 1.
 pub(crate) fn sector_ratio(info: &DriveInfo) -> u64 {
     u64::from(info.sector_size / abi::io::blkif::SECTOR_SIZE).max(1)
+}
+
+/// Tells a drive from the others that may have its place: of model, serial number and size of a sector.
+pub(crate) fn identity(info: &DriveInfo) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&info.model);
+    crc.update(&info.serial);
+    crc.update(&info.sector_size.to_le_bytes());
+    crc.finalize()
 }
 
 fn partition(name: &str) -> Option<Part> {
@@ -140,14 +151,15 @@ fn partition(name: &str) -> Option<Part> {
 impl Extent {
     /// The node `extent`, which tells a later life of this domain what was resolved.
     pub fn to_text(self) -> String {
-        alloc::format!("{},{},{}", self.drive.0, self.first, self.sectors)
+        alloc::format!("{},{},{},{:08x}", self.drive.0, self.first, self.sectors, self.identity)
     }
 
     /// Reads it.
     pub fn parse(text: &str) -> Option<Self> {
         let mut words = text.trim().split(',');
         let drive = DriveId(words.next()?.parse().ok()?);
-        let extent = Self { drive, first: words.next()?.parse().ok()?, sectors: words.next()?.parse().ok()? };
+        let (first, sectors) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        let extent = Self { drive, first, sectors, identity: u32::from_str_radix(words.next()?, 16).ok()? };
         let sound = extent.sectors > 0 && extent.first.checked_add(extent.sectors).is_some();
         (words.next().is_none() && sound).then_some(extent)
     }
@@ -232,16 +244,18 @@ mod tests {
     fn partitions_are_counted_in_the_drives_sectors() {
         let table = Gpt::of(vec![Partition { number: 2, first: 10, sectors: 5, ..Partition::default() }]);
         let extent = source("drive=1,partition=2").unwrap().resolve(&info(4096, 100), Some(&table)).unwrap();
-        assert_eq!(extent, Extent { drive: DriveId(1), first: 80, sectors: 40 });
+        assert_eq!((extent.drive, extent.first, extent.sectors), (DriveId(1), 80, 40));
+        assert_eq!(extent.identity, identity(&info(4096, 7)));
+        assert_ne!(extent.identity, identity(&DriveInfo { serial: *b"another             ", ..info(4096, 100) }));
         let missing = source("drive=1,partition=1").unwrap().resolve(&info(4096, 100), Some(&table));
         assert_eq!(missing, Err(SourceError::Partition(PartitionError::Missing)));
     }
 
     #[test]
     fn an_extent_is_read_back() {
-        let extent = Extent { drive: DriveId(2), first: 2048, sectors: 1 << 40 };
+        let extent = Extent { drive: DriveId(2), identity: 0xABCD, first: 2048, sectors: 1 << 40 };
         assert_eq!(Extent::parse(&extent.to_text()), Some(extent));
-        for bad in ["", "1,2", "1,2,0", "1,2,3,4", "1,18446744073709551615,1", "x,1,1"] {
+        for bad in ["", "1,2", "1,2,3", "1,2,0,4", "1,2,3,x", "1,2,3,4,5", "1,18446744073709551615,1,0", "x,1,1,0"] {
             assert_eq!(Extent::parse(bad), None, "{bad}");
         }
     }

@@ -101,6 +101,8 @@ pub(crate) struct Connection<M> {
     pub port: EvtchnPort,
     pub extent: Extent,
     pub read_only: bool,
+    /// Its drive has gone: all of its requests fail until it closes, whatever drive is in that place now.
+    pub lost: bool,
     /// Tells this connection from others of the same vbd.
     pub epoch: u32,
     pub line: Line<Held<M>>,
@@ -226,6 +228,7 @@ impl<M: SharedMem> Connection<M> {
             port,
             extent,
             read_only: vbd.read_only,
+            lost: false,
             epoch,
             grants: Grants::new(kept),
             lists: Grants::new(kept.min(KEPT_LISTS)),

@@ -4,7 +4,7 @@ use super::{Backend, BackendStats, Parts};
 use crate::Platform;
 use crate::disk::{Disks, DriveId};
 use crate::negotiate::{self, Directory, Nodes, offer};
-use crate::source::{Extent, Source};
+use crate::source::{Extent, Source, identity};
 use crate::table::{Drive, Unresolved};
 use crate::vbd::{Connection, Vbd};
 use ::backend::Devices;
@@ -80,6 +80,7 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         self.ports.extend(connections.map(|connection| connection.port));
         self.send_events();
         // All kicked: what follows is not in the way of anybody's requests.
+        (0..self.disks.drives()).for_each(|n| self.close_drive(store, DriveId(n), false));
         self.remember();
         if self.vbds.reattached(store, directories, self.platform.now_us())? {
             directories.iter().for_each(|directory| self.follow(store, directory));
@@ -112,7 +113,8 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
 
     /// Leaves word of the connected vbds for the next instance.
     fn remember(&self) {
-        let connected = self.vbds.iter().filter(|vbd| vbd.connection.is_some());
+        // One that is lost has no future: another drive may be in the place of its own by then.
+        let connected = self.vbds.iter().filter(|vbd| vbd.connection.as_ref().is_some_and(|c| !c.lost));
         save(self.survivor.page(), self.me, connected.map(|vbd| vbd.known.as_ref()));
     }
 
@@ -156,9 +158,10 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
             // It would be served the wrong sectors.
             return self.refuse(store, slot, XenbusState::Closing, "what the last life left of it does not fit");
         }
-        // A death between taking up the ring and saying so.
-        if directory.back_state != XenbusState::Connected {
-            self.say(store, slot, XenbusState::Connected);
+        // A death between taking up the ring and saying so; or a write that failed.
+        let state = vbd.state;
+        if directory.back_state != state {
+            self.say(store, slot, state);
         }
     }
 
@@ -244,6 +247,10 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         // Offered by us, or by an earlier life.
         let offered = self.vbds.get(slot).and_then(|vbd| vbd.extent).or(directory.nodes.extent);
         let Some(extent) = offered.or_else(|| self.resolve(store, slot, directory)) else { return };
+        if self.info(extent.drive).is_some_and(|info| identity(&info) != extent.identity) {
+            let why = format!("drive {} is another than was offered", extent.drive.0);
+            return self.refuse(store, slot, XenbusState::Closing, &why);
+        }
         self.next_epoch = self.next_epoch.wrapping_add(1);
         let how = (self.next_epoch, &self.config);
         let Some(vbd) = self.vbds.get_mut(slot) else { return };
@@ -278,16 +285,25 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         }
     }
 
-    /// A drive has gone: its vbds are asked to close. Their requests fail until they do.
-    pub(super) fn close_drive<St: Store>(&mut self, store: &mut St, id: DriveId) {
+    /// Asks the vbds of a drive to close that has `gone`, or those that are of another than is in that place now. Until they do, their
+    /// requests fail.
+    pub(super) fn close_drive<St: Store>(&mut self, store: &mut St, id: DriveId, gone: bool) {
+        let now = self.info(id).as_ref().map(identity);
+        let lost = |extent: Extent| extent.drive == id && (gone || now.is_some_and(|now| now != extent.identity));
         for slot in 0..self.vbds.slots() {
-            let Some(vbd) = self.vbds.get(slot) else { continue };
-            if vbd.connection.as_ref().is_some_and(|connection| connection.extent.drive == id) {
-                let why = format!("drive {} has gone", id.0);
-                let nodes =
-                    [negotiate::error(&vbd.place.back, &why), xenbus::state(&vbd.place.back, XenbusState::Closing)];
-                self.write(store, slot, XenbusState::Closing, &nodes);
+            let Some(vbd) = self.vbds.get_mut(slot) else { continue };
+            // What was offered of it counts no more, either.
+            if vbd.extent.take_if(|extent| lost(*extent)).is_some() && vbd.state == XenbusState::InitWait {
+                self.refuse(store, slot, XenbusState::Closing, &format!("drive {} has gone", id.0));
+                continue;
             }
+            let Some(connection) = vbd.connection.as_mut().filter(|c| !c.lost && lost(c.extent)) else { continue };
+            connection.lost = true;
+            let why = format!("drive {} has {}", id.0, if gone { "gone" } else { "become another" });
+            log::error!("{vbd}: {why}; closing it");
+            let nodes = [negotiate::error(&vbd.place.back, &why), xenbus::state(&vbd.place.back, XenbusState::Closing)];
+            self.write(store, slot, XenbusState::Closing, &nodes);
+            self.remember();
         }
     }
 

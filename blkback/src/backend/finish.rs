@@ -93,7 +93,9 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
 
     pub(super) fn flush_done(&mut self, ticket: Ticket, result: Result<(), i16>) {
         let Some(connection) = self.connection_of(ticket) else { return };
-        let Some(request) = connection.line.get_mut(ticket.index) else { return };
+        // One whose drive has gone was answered.
+        let request = connection.line.get_mut(ticket.index).filter(|request| request.phase == Phase::Flushing);
+        let Some(request) = request else { return };
         match result {
             Ok(()) if request.sectors > 0 => request.phase = Phase::Moving,
             Ok(()) => self.finish(ticket.slot, ticket.index, rsp::OKAY),

@@ -55,15 +55,15 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         let Some(connection) = self.vbds.get(slot).and_then(|vbd| vbd.connection.as_ref()) else { return };
         let drive = connection.extent.drive;
         let info = self.info(drive);
-        let missing = self.is_missing(drive, self.platform.now_us());
+        let lost = self.is_lost(connection, self.platform.now_us());
         let mut pages = self.page_room(slot).saturating_sub(maps.len());
         let Some(vbd) = self.vbds.get_mut(slot) else { return };
         let frontend = vbd.place.frontend;
         let Some(connection) = &mut vbd.connection else { return };
         connection.stalled = false;
         let limits = match info {
+            _ if lost => NOTHING,
             Some(info) => connection.limits(&info, &self.config),
-            None if missing => NOTHING,
             None => {
                 connection.stalled = true;
                 return;

@@ -45,13 +45,13 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
         any
     }
 
-    /// Requests whose drive will not come.
+    /// Requests whose drive has gone or will not come.
     fn fail_missing(&mut self, now_us: u64) {
         for slot in 0..self.vbds.slots() {
             let Some(connection) = self.vbds.get(slot).and_then(|vbd| vbd.connection.as_ref()) else {
                 continue;
             };
-            if !self.is_missing(connection.extent.drive, now_us) {
+            if !self.is_lost(connection, now_us) {
                 continue;
             }
             let waits = |index: &u32| {
@@ -139,7 +139,8 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
 
     fn collect_flushes(&mut self, slot: usize) {
         let Some(vbd) = self.vbds.get_mut(slot) else { return };
-        let Some(connection) = &mut vbd.connection else { return };
+        // The drive in that place may be another by now.
+        let Some(connection) = vbd.connection.as_mut().filter(|connection| !connection.lost) else { return };
         let is_ready = |index: &u32| {
             let waits = connection.line.get(*index).is_some_and(|request| {
                 request.phase == Phase::Waiting && matches!(request.kind, Kind::Flush | Kind::Barrier)

@@ -105,7 +105,8 @@ impl<P: Platform, D: Disks, M: DmaMemory, S: SharedMem> Backend<P, D, M, S> {
 
     fn shares(&self) -> Vec<Share> {
         let connections = self.vbds.enumerate();
-        let connections = connections.filter_map(|(slot, vbd)| Some((slot, vbd.connection.as_ref()?)));
+        let connections =
+            connections.filter_map(|(slot, vbd)| Some((slot, vbd.connection.as_ref().filter(|c| !c.lost)?)));
         let share = |(slot, connection): (usize, &crate::vbd::Connection<P::Page>)| {
             let line = &connection.line;
             let can = |index: &u32| {

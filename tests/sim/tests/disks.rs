@@ -150,6 +150,22 @@ fn a_drive_that_is_pulled_out_ends_its_vbds_and_not_the_domain() {
 }
 
 #[test]
+fn a_drive_in_the_place_of_another_gets_none_of_its_requests() {
+    for seed in 0..120u64 {
+        let deaths = if seed % 2 == 0 { lives(seed) } else { vec![] };
+        let scenario = Scenario {
+            seed,
+            exchange: 50 + seed * 5,
+            deaths,
+            interleave: 4 * (seed as u32 % 3),
+            ..Scenario::default()
+        };
+        let outcome = holds(&scenario);
+        assert!(outcome.refusals.iter().all(Option::is_some), "{outcome:?} {scenario:?}");
+    }
+}
+
+#[test]
 fn guests_close_and_begin_again() {
     let mut reconnects = 0;
     for seed in 0..60u64 {

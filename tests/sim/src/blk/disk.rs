@@ -45,6 +45,8 @@ pub struct Device {
     faulty: bool,
     enabled: bool,
     pub gone: bool,
+    /// There is another drive in its place.
+    pub exchanged: bool,
     changes: VecDeque<Change>,
     /// Sectors that cannot be read or written.
     pub bad: BTreeSet<u64>,
@@ -97,6 +99,7 @@ impl Device {
             faulty: false,
             enabled: false,
             gone: false,
+            exchanged: false,
             changes: VecDeque::new(),
             bad: BTreeSet::new(),
             resets: 0,
@@ -147,6 +150,8 @@ impl Device {
         self.done.clear();
         self.faulty = false;
         self.enabled = false;
+        // What changes while nobody looks is told to nobody.
+        self.changes.clear();
     }
 
     /// All stops until a reset.
@@ -161,6 +166,16 @@ impl Device {
         for active in self.active.drain(..) {
             self.done.push_back(Completion { token: active.token, result: Err(IoError::Gone) });
         }
+    }
+
+    /// Another drive takes its place, one on which nobody has anything.
+    pub fn exchange(&mut self) {
+        self.pull_out();
+        (self.gone, self.exchanged) = (false, true);
+        (self.info.serial, self.info.sectors) = ([b'x'; 20], 16);
+        self.media = vec![0; self.size() * 16];
+        self.cache.clear();
+        self.changes.push_back(Change::Came(DriveId(0)));
     }
 
     /// The power fails: of each sector any version that is not stable may have reached the media, or none.
@@ -321,6 +336,9 @@ impl Disks for Driver {
         if device.faulty {
             return Err(SubmitError::Faulty);
         }
+        if device.exchanged {
+            device.world.fail(format!("{:?} for the drive before", command.op));
+        }
         let (sector, sectors) = (command.sector, command.sectors);
         let data = matches!(command.op, Op::Read | Op::Write { .. });
         let most = if command.op == Op::Discard { self.1.max_discard } else { self.1.max_sectors };
@@ -373,6 +391,7 @@ impl Disks for Driver {
         self.0.borrow_mut().enabled = on;
     }
     fn tick(&mut self) -> Option<u64> {
+        self.1 = self.0.borrow().info;
         None
     }
     fn change(&mut self) -> Option<Change> {

@@ -69,6 +69,8 @@ pub struct Scenario {
     pub bad_sectors: Vec<u64>,
     /// After so many steps the drive is pulled out; 0 = never.
     pub pull_out: u64,
+    /// After so many steps another drive is in its place; 0 = never.
+    pub exchange: u64,
     /// What is on the drive in the beginning: where, and what.
     pub preset: Vec<(usize, Vec<u8>)>,
     /// What a guest's vbd is called, where it is not its range.
@@ -111,6 +113,7 @@ impl Default for Scenario {
             power_loss: 0,
             bad_sectors: vec![],
             pull_out: 0,
+            exchange: 0,
             preset: vec![],
             sources: vec![],
         }
@@ -183,7 +186,8 @@ pub fn run(scenario: &Scenario) -> Outcome {
         let named = scenario.sources.iter().find(|(guest, _)| *guest == n);
         let source = named.map_or_else(|| source(n), |(_, name)| name.clone());
         let mut guest = Guest::new(&world, DomId(n as u16 + 5), nature, (place(n), SECTORS), &source);
-        guest.bears_errors = scenario.pull_out > 0 || n == 0 && !scenario.bad_sectors.is_empty();
+        guest.bears_errors =
+            scenario.pull_out > 0 || scenario.exchange > 0 || n == 0 && !scenario.bad_sectors.is_empty();
         guest
     });
     let guests = Rc::new(RefCell::new(guests.collect::<Vec<_>>()));
@@ -236,6 +240,9 @@ impl Machine {
             }
             if step == scenario.pull_out {
                 self.device.borrow_mut().pull_out();
+            }
+            if step == scenario.exchange {
+                self.device.borrow_mut().exchange();
             }
             if scenario.device_faults > 0 && dice(scenario.device_faults) == 0 {
                 self.device.borrow_mut().break_down();
@@ -403,6 +410,9 @@ impl Machine {
     fn look_at_the_drive(&self, outcome: &mut Outcome) {
         let device = self.device.borrow();
         (outcome.resets, outcome.flushes, outcome.deepest) = (device.resets, device.flushes, device.deepest);
+        if device.exchanged {
+            return;
+        }
         let guests = self.guests.borrow();
         for sector in 0..device.sectors512() {
             let bytes = device.sector512(sector);
