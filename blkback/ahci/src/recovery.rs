@@ -619,12 +619,19 @@ impl Port {
         };
         let identity = match identity {
             Ok(identity) => identity,
+            // What did not come whole may have met an error of the link: once more, after the next stronger reset.
+            Err(why @ (Refusal::NotAta | Refusal::Garbled)) if self.plan.reset < Reset::Link => {
+                self.unserved = Some(Unserved::Refused(why));
+                self.plan.identify = true;
+                return self.escalate(hw);
+            }
             Err(why) => {
                 self.unserved = Some(Unserved::Refused(why));
                 self.plan.give_up = true;
                 return self.stop(hw);
             }
         };
+        self.unserved = None;
         if !self.identity.is_some_and(|old| old.same(&identity)) {
             self.forget_drive();
             self.slots.set_depth(Self::depth(hw, &identity));

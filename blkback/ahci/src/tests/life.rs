@@ -300,3 +300,23 @@ fn dma_fault_injection_writes_where_told() {
         }
     }
 }
+
+#[test]
+fn an_identification_that_did_not_come_whole_is_asked_for_again() {
+    for setup in setups() {
+        let (model, dead) = one(setup, DriveSetup::default());
+        drop(dead);
+        model.lie_moved(0, 508);
+        let mut d = start(&model);
+        run(&model, &mut d, 0);
+        assert!(d.info(D0).is_some() && d.unserved(D0).is_none());
+        submit(&mut d, Op::Read, 0, 1);
+        d.kick();
+        assert_eq!(run(&model, &mut d, 1), [(1, Ok(()))]);
+        drop(d);
+        // One that never does is given up.
+        model.break_command(0, 0xec, true);
+        let d = start(&model);
+        assert!(d.info(D0).is_none() && d.unserved(D0).is_some() && d.fault().is_none() && d.coming().count() == 0);
+    }
+}
