@@ -534,6 +534,7 @@ impl State {
                     assert!(now >= since + 5 || qemu, "software reset too short");
                     (d.srst, d.error) = (None, None);
                     d.resets.0 += 1;
+                    d.setup.cache |= d.setup.cache_returns;
                     self.wait_out(p);
                     let port = &mut self.ports[p];
                     if qemu {

@@ -376,6 +376,8 @@ impl Port {
                 let answered = self.memory.is_some_and(|m| m.register_fis(&hw.dma));
                 if answered && hw.read(self.index, regs::PXCI) == 0 && !busy(hw.read(self.index, regs::PXTFD)) {
                     self.plan.reset_due = false;
+                    // It may have returned to what it is after power-on: with its write cache on, for one.
+                    self.plan.identify = true;
                     self.go_on(hw);
                 } else if over {
                     self.escalate(hw);

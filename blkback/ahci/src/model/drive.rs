@@ -13,6 +13,8 @@ pub struct DriveSetup {
     pub queue_depth: u8,
     /// There is a volatile cache.
     pub cache: bool,
+    /// A software reset switches it on.
+    pub cache_returns: bool,
     /// FUA.
     pub fua: bool,
     /// TRIM.
@@ -34,6 +36,7 @@ impl Default for DriveSetup {
             sector_size: 512,
             queue_depth: 32,
             cache: true,
+            cache_returns: false,
             fua: true,
             trim: true,
             log: true,
@@ -250,7 +253,8 @@ impl Drive {
             (w[75], w[76]) = (u16::from(s.queue_depth) - 1, 0x0100);
         }
         let cache = if s.cache { 1 << 5 } else { 0 };
-        (w[82], w[83], w[84]) = (cache, 0x6400, 0x4000 | u16::from(s.fua) << 6 | u16::from(s.log) << 5);
+        let supported = if s.cache || s.cache_returns { 1 << 5 } else { 0 };
+        (w[82], w[83], w[84]) = (supported, 0x6400, 0x4000 | u16::from(s.fua) << 6 | u16::from(s.log) << 5);
         (w[85], w[86], w[87]) = (cache, 0x2400, 0x4000);
         for i in 0..4 {
             w[100 + i] = (s.sectors >> (16 * i)) as u16;

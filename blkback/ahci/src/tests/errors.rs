@@ -179,3 +179,25 @@ fn a_link_that_comes_back_with_the_same_drive_is_no_change() {
     assert_eq!(run(&model, &mut d, 4).iter().filter(|(_, r)| r.is_ok()).count(), 4);
     assert_eq!((d.change(), d.fault()), (None, None));
 }
+
+#[test]
+fn a_cache_that_a_reset_switched_on_is_flushed() {
+    for setup in setups() {
+        let drive = DriveSetup { cache: false, cache_returns: true, ..DriveSetup::default() };
+        let (model, mut d) = one(setup, drive);
+        d.interrupts_enable(true);
+        assert!(!d.info(D0).unwrap().write_cache);
+        model.stick_sector(0, 8, 1);
+        reads(&mut d, 3);
+        assert_eq!(run(&model, &mut d, 3).len(), 3);
+        assert!(d.info(D0).unwrap().write_cache && model.drive(0, |d| d.resets.0) > 0);
+        model.store(page(0), &pattern(7));
+        submit(&mut d, WRITE, 0, 0);
+        d.kick();
+        assert_eq!(run(&model, &mut d, 1), [(0, Ok(()))]);
+        flush(&mut d, 1);
+        d.kick();
+        assert_eq!(run(&model, &mut d, 1), [(1, Ok(()))]);
+        assert_eq!(model.sector(0, 0, true), pattern(7)[..512]);
+    }
+}
