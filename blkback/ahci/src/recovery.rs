@@ -293,7 +293,8 @@ impl Port {
         }
         self.plan.reset_due = self.plan.reset > Reset::Port;
         let recalled = self.slots.recall();
-        if matches!(cause, Cause::TaskFile | Cause::Doubt) && self.plan.log == 0 {
+        // A deadline missed as well: one sector that a drive tries hard to read holds up all that is behind it.
+        if cause != Cause::Link && self.plan.log == 0 {
             self.slots.suspect(recalled);
         }
         hw.write(self.index, regs::PXIE, 0);

@@ -201,3 +201,19 @@ fn a_cache_that_a_reset_switched_on_is_flushed() {
         assert_eq!(model.sector(0, 0, true), pattern(7)[..512]);
     }
 }
+
+#[test]
+fn what_missed_its_deadline_is_tried_one_by_one() {
+    let (model, mut d) = one(Setup::default(), DriveSetup { latency_us: 1_000, ..DriveSetup::default() });
+    d.interrupts_enable(true);
+    (0..4).for_each(|i| model.stick_sector(0, i * 8, 1));
+    reads(&mut d, 4);
+    while d.stats(D0).recoveries == 0 || d.coming().next().is_some() {
+        d.tick();
+        model.advance_us(200);
+    }
+    for i in 0..4 {
+        assert_eq!((model.peek(0x134) | model.peek(0x138)).count_ones(), 1);
+        assert_eq!(run(&model, &mut d, 1), [(i, Ok(()))]);
+    }
+}
