@@ -1,7 +1,7 @@
 //! From frames to slots of an RX ring: how many requests a frame takes, which copies fill them, and what is answered.
 //!
 //! A chunk of a frame goes into one page where that leaves the frame few enough pages: each copy has its price, whatever its length.
-//! Else, or where the first page would not hold the Ethernet header, the frame is packed densely. With segmentation left to the guest the second slot is an extra info. All slots
+//! Else the frame is packed densely. With segmentation left to the guest the second slot is an extra info. All slots
 //! of a frame are completed together, so the ring publishes whole frames only.
 
 use crate::Area;
@@ -18,9 +18,8 @@ use ring::{RxBackRing, SharedMem};
 /// Pages of a frame up to which chunks stay whole: Linux takes 17 (`MAX_SKB_FRAGS`), as a dense frame of 64 KiB needs.
 const MAX_PAGES: u32 = 17;
 
-/// Bytes that the first page holds at least, an Ethernet header: Linux makes what is there the linear part of its packet and then
-/// takes the header from it, unseen (`xennet_poll`, `eth_type_trans`).
-const MIN_HEAD: usize = 14;
+/// Bytes that a frame's first slot has at least: Linux takes the Ethernet header from it, whose absence it takes for a bug of its own.
+const HEADER: usize = 14;
 
 /// Pages that the chunks of a frame take if each stays whole; a chunk has at most a page.
 fn whole_pages(chunks: &[Chunk]) -> u32 {
@@ -53,7 +52,8 @@ fn page_bytes(chunks: &[Chunk], at: usize, dense: bool) -> usize {
 
 /// Whether a frame is packed densely.
 fn is_dense(chunks: &[Chunk]) -> bool {
-    whole_pages(chunks) > MAX_PAGES || page_bytes(chunks, 0, false) < MIN_HEAD
+    let total = chunks.iter().fold(0, |sum: usize, chunk| sum.saturating_add(chunk.len.into()));
+    whole_pages(chunks) > MAX_PAGES || page_bytes(chunks, 0, false) < total.min(HEADER)
 }
 
 /// Requests that a frame of `len` bytes takes, `cut` if the guest is to segment it.

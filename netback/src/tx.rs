@@ -15,12 +15,13 @@ use ring::{RingFault, SharedMem, TxBackRing};
 
 /// Slots of a packet above which a frontend is malicious and not merely wasteful (Linux: `fatal_skb_slots`).
 const FATAL_SLOTS: usize = MAX_CHUNKS;
-/// Smallest segment a frame may be cut into (Linux: `TCP_MIN_SND_MSS`); of a byte each, one frame would be 65,000 on the wire.
-const MIN_MSS: u16 = 48;
 /// Extra infos one packet may have: each of the known types once.
 const MAX_EXTRAS: u32 = 4;
 /// Bytes of an Ethernet header; a shorter packet is answered with an error.
 const MIN_LEN: u32 = 14;
+/// Least payload of a segment; a packet to be cut smaller is answered with an error. No TCP does: of the least MSS (48 bytes),
+/// options take up to 40 (Linux: `TCP_MIN_GSO_SIZE`).
+const MIN_MSS: u16 = 8;
 /// `XEN_NETIF_EXTRA_TYPE_HASH`: allowed, of no use to us.
 const EXTRA_HASH: u8 = 4;
 
@@ -176,7 +177,8 @@ pub(crate) fn next_packet<M: SharedMem>(
         take_extras(ring, notes, &mut packet)?;
     }
     take_slots(ring, notes, &mut packet, first)?;
-    if packet.len < MIN_LEN && packet.verdict == Verdict::Forward {
+    let tiny = packet.offload.cut.is_some_and(|cut| cut.mss < MIN_MSS);
+    if (packet.len < MIN_LEN || tiny) && packet.verdict == Verdict::Forward {
         packet.verdict = Verdict::Refuse;
     }
     Ok(Some(packet))
@@ -208,7 +210,7 @@ fn take_extras<M: SharedMem>(
                     extra::GSO_TCPV6 => GsoKind::TcpV6,
                     _ => return Err(bad),
                 };
-                if size < MIN_MSS {
+                if size == 0 {
                     return Err(bad);
                 }
                 packet.offload = Offload { blank: true, valid: true, cut: Some(Cut { kind: gso, mss: size }) };

@@ -146,6 +146,8 @@ impl<M: SharedMem> Connection<M> {
         let Place { frontend, device, .. } = vif.place;
         let id = |kind, gref| RingId { frontend, device, kind, queue: 0, gref };
         let ids = [id(RingKind::NetTx, keys.tx_ring), id(RingKind::NetRx, keys.rx_ring)];
+        // Which groups it named was the dead instance's to know; it gets all of them rather than none.
+        let groups = keys.features.groups && recovery.is_none();
         let pages = platform.map(frontend, [keys.tx_ring, keys.rx_ring]);
         let pages = pages.map_err(|errno| ConnectError::Map(keys.tx_ring, errno))?;
         let (tx, rx) = rings(pages, ids, recovery).map_err(ConnectError::Ring)?;
@@ -161,7 +163,7 @@ impl<M: SharedMem> Connection<M> {
             rx,
             tx_port,
             rx_port,
-            features: keys.features,
+            features: Features { groups, ..keys.features },
             epoch,
             notes: Notes::new(),
             stalled: None,

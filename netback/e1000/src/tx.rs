@@ -5,7 +5,8 @@
 //!
 //! Two errata of the family, which its Linux driver has worked around since the first version, are kept away by the same
 //! rule: the device may write a segmented frame's last descriptor back before it has read all of its data, so the last
-//! bytes of such a frame get a descriptor of their own, and status is reported only there.
+//! bytes of such a frame get a descriptor of their own, and status is reported only there; and so with the next frame that would
+//! have a single descriptor and is not segmented.
 
 use crate::desc::{self, Context, Offload};
 use crate::ring::Ring;
@@ -66,6 +67,8 @@ pub struct TxRing {
     since_report: u16,
     /// The context that the device holds for checksums (not for segmentation).
     context: Option<Context>,
+    /// A segmented frame went before, and no frame of one segment was split since.
+    after_segmented: bool,
     /// Frames that the device gave up.
     pub errors: u64,
 }
@@ -90,6 +93,7 @@ impl TxRing {
             unreported: None,
             since_report: 0,
             context: None,
+            after_segmented: false,
             errors: 0,
         }
     }
@@ -133,7 +137,8 @@ impl TxRing {
         let (context, offload) = self.plan(segments, meta)?;
         let new_context = context.filter(|c| offload.segment || self.context != Some(*c));
         let (last, body) = segments.split_last().ok_or(TxError::BadSegments(0))?;
-        let split = offload.segment && last.len > TAIL;
+        let follows = self.after_segmented && body.is_empty();
+        let split = (offload.segment || follows) && last.len > TAIL;
         let need = u16::try_from(segments.len())
             .unwrap_or(u16::MAX)
             .saturating_add(u16::from(split))
@@ -142,6 +147,7 @@ impl TxRing {
             return Err(TxError::Full);
         }
         self.frames.push_back(Frame { token, descriptors: need });
+        self.after_segmented = offload.segment || (self.after_segmented && !follows);
 
         if let Some(c) = new_context {
             self.push(dma, c.words());

@@ -29,9 +29,13 @@ fn rx_gref(page: usize) -> GrantRef {
 pub struct Nature {
     pub sg: bool,
     pub gso: bool,
+    /// Bytes per segment of what it leaves to be cut.
+    pub mss: u16,
     /// Takes blank checksums.
     pub blank: bool,
     pub split_ports: bool,
+    /// Wants only the multicast groups that it names, and what the wire has for it is multicast.
+    pub groups: bool,
     /// Packets it sends in its life.
     pub packets: u32,
     /// Breaks the protocol when it can.
@@ -238,6 +242,7 @@ impl Guest {
             ("request-rx-copy", flag(true)),
             ("feature-sg", flag(self.nature.sg)),
             ("feature-gso-tcpv4", flag(self.nature.gso)),
+            ("request-multicast-control", flag(self.nature.groups)),
             ("feature-no-csum-offload", flag(!self.nature.blank)),
         ];
         if self.nature.split_ports {

@@ -197,6 +197,12 @@ impl Nic for Driver {
         if segments.is_empty() || segments.iter().any(|s| s.len == 0 || s.len > 4096) {
             return Err(TxError::BadSegments(segments.len()));
         }
+        if let Some(gso) = meta.gso
+            && segments.iter().any(|s| s.len > 4 * u32::from(gso.mss))
+        {
+            let why = format!("segments of {} bytes overrun the FIFO", gso.mss);
+            self.0.borrow().world.fail(why);
+        }
         self.0.borrow_mut().queue.push_back(Queued { segments: segments.to_vec(), meta: *meta, token });
         Ok(())
     }

@@ -70,7 +70,16 @@ pub struct Scenario {
 
 impl Default for Scenario {
     fn default() -> Self {
-        let guest = Nature { sg: true, gso: true, blank: true, split_ports: true, packets: 20, hostile: false };
+        let guest = Nature {
+            sg: true,
+            gso: true,
+            mss: 1448,
+            blank: true,
+            split_ports: true,
+            groups: false,
+            packets: 20,
+            hostile: false,
+        };
         Self {
             seed: 1,
             guests: vec![guest, Nature { gso: false, blank: false, split_ports: false, ..guest }],
@@ -221,7 +230,9 @@ impl Machine {
         self.flow += 1;
         let count = self.guests.borrow().len() as u32;
         let mut chance = self.world.chance.borrow_mut();
-        let to = wire::mac(5 + chance.below(count) as u8);
+        let n = chance.below(count);
+        let multicast = self.guests.borrow()[n as usize].nature.groups;
+        let to = if multicast { wire::GROUP } else { wire::mac(5 + n as u8) };
         let incoming = &mut self.device.borrow_mut().incoming;
         if chance.below(2) == 0 {
             incoming.push_back(wire::udp(to, OUTSIDE, self.flow, chance.below(1400) as usize, false));

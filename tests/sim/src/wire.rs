@@ -7,6 +7,9 @@
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
+/// A multicast group's address.
+pub const GROUP: Mac = [1, 0, 0x5E, 0, 0, 1];
+
 /// Bytes of Ethernet, IPv4 and UDP header.
 pub const UDP_HEAD: usize = 42;
 /// Bytes of Ethernet, IPv4 and TCP header.

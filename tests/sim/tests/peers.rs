@@ -9,7 +9,16 @@ fn holds(scenario: &Scenario) -> Outcome {
     outcome
 }
 
-const HOSTILE: Nature = Nature { sg: true, gso: true, blank: true, split_ports: true, packets: 10_000, hostile: true };
+const HOSTILE: Nature = Nature {
+    sg: true,
+    gso: true,
+    mss: 1448,
+    blank: true,
+    split_ports: true,
+    groups: false,
+    packets: 10_000,
+    hostile: true,
+};
 
 #[test]
 fn hostile_guests_harm_only_themselves() {
@@ -105,4 +114,39 @@ fn a_flood_from_one_guest_does_not_hold_up_another() {
         // The others' share of the work is served while the flood goes on, not after it.
         assert!(outcome.last_done[1] * 4 < outcome.last_done[0], "{:?}", outcome.last_done);
     }
+}
+
+#[test]
+fn the_first_buffer_of_a_frame_holds_its_ethernet_header() {
+    for seed in 0..40 {
+        let mut scenario = Scenario { seed, ..Scenario::default() };
+        scenario.guests[0].packets = 100;
+        scenario.guests.push(scenario.guests[0]);
+        holds(&scenario);
+    }
+}
+
+#[test]
+fn small_segments_are_not_left_to_the_nic() {
+    for (seed, mss) in (0..40).zip([8, 100, 536, 1000].into_iter().cycle()) {
+        let mut scenario = Scenario { seed, ..Scenario::default() };
+        scenario.guests[0].mss = mss;
+        assert!(holds(&scenario).sent > 0);
+    }
+}
+
+#[test]
+fn multicast_reaches_a_guest_whose_groups_died_with_the_backend() {
+    let (mut before, mut after) = (0, 0);
+    for seed in 0..20 {
+        let mut scenario = Scenario { seed, frames_in: 200, ..Scenario::default() };
+        scenario.guests.truncate(1);
+        scenario.guests[0] = Nature { groups: true, packets: 0, ..scenario.guests[0] };
+        before += holds(&scenario).received;
+        let outcome = holds(&Scenario { deaths: vec![150], ..scenario });
+        assert_eq!((outcome.lives, outcome.reconnects), (2, 0));
+        after += outcome.received;
+    }
+    assert_eq!(before, 0, "no group was named");
+    assert!(after > 0);
 }

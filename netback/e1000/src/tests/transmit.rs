@@ -267,6 +267,27 @@ proptest! {
 }
 
 #[test]
+fn the_first_frame_of_one_segment_after_a_segmented_one_is_split() {
+    let model = Model::new(Quirks { slow_transmit: true, ..Quirks::default() });
+    let mut d = start(&model);
+    let (f, at) = tcp_frame(GsoKind::TcpV4, &pattern(3000, 5), true);
+    let gso = Gso { kind: GsoKind::TcpV4, mss: 1000, header_len: at + 32 };
+    let meta = TxMeta { checksum: Some(Checksum { start: at, offset: 16 }), gso: Some(gso) };
+    d.tx(&segments(&model, 0, &f, 4096), &meta, 0).unwrap();
+    let plain = pattern(200, 1);
+    for (segment, token) in [(100, 1), (200, 2), (200, 3)] {
+        d.tx(&segments(&model, 4, &plain, segment), &PLAIN, token).unwrap();
+    }
+    d.tx_flush();
+    // A context and two; two segments; one in two; one.
+    for (descriptors, frames) in [(3, 3), (2, 1), (1, 0), (1, 1), (1, 1)] {
+        model.transmit(descriptors);
+        assert_eq!(model.sent().len(), frames);
+    }
+    assert_eq!(std::iter::from_fn(|| d.tx_done()).collect::<Vec<_>>(), [0, 1, 2, 3]);
+}
+
+#[test]
 fn a_rewritten_descriptor_is_a_fault() {
     let model = Model::new(Quirks { slow_transmit: true, ..Quirks::default() });
     let mut d = start(&model);

@@ -53,7 +53,8 @@ impl Guest {
         Some(match self.chance(4) {
             0 if self.nature.gso => {
                 let len = 1500 + self.chance(30_000) as usize;
-                (wire::tcp(to, sender, self.flow, len, true), true, Some(1448))
+                let to = if to == [0xFF; 6] { self.peers[0] } else { to }; // TCP is never for all
+                (wire::tcp(to, sender, self.flow, len, true), true, Some(self.nature.mss))
             }
             1 => (wire::tcp(to, sender, self.flow, self.chance(1400) as usize, blank), blank, None),
             _ => (wire::udp(to, sender, self.flow, self.chance(1400) as usize, blank), blank, None),
@@ -65,21 +66,25 @@ impl Guest {
         let mut pieces: Vec<&[u8]> = Vec::new();
         let mut rest = frame.as_slice();
         let small = self.chance(3);
+        // Less than a header, then whole pages that it cannot be joined with. (A hostile guest might so make a frame that looks like
+        // another's from what it wrote over what it got.)
+        let tight = !self.nature.hostile && self.chance(2) == 0;
         for _ in 0..small {
-            let at = 1 + self.chance(200) as usize;
+            let longest = if tight && self.chance(4) == 0 { 13 } else { 200 };
+            let at = 1 + self.chance(longest) as usize;
             if self.nature.sg && rest.len() > at {
                 let (piece, tail) = rest.split_at(at);
                 pieces.push(piece);
                 rest = tail;
             }
         }
-        let most = if self.chance(4) == 0 { PAGE_SIZE } else { PAGE_SIZE - 64 };
-        pieces.extend(rest.chunks(most));
+        let margin = if tight { 0 } else { 64 };
+        pieces.extend(rest.chunks(PAGE_SIZE - margin));
         let count = pieces.len();
         for (n, piece) in pieces.into_iter().enumerate() {
             let page = link.free_tx.pop().expect("a page for each slot");
             let mfn = self.frames[2 + page];
-            let offset = (self.chance(64) as u64).min((PAGE_SIZE - piece.len()) as u64);
+            let offset = self.chance(64).min((PAGE_SIZE - piece.len()) as u32) as u64;
             self.world.write(mfn.0 * PAGE_SIZE as u64 + offset, piece);
             self.world.grant(self.dom, tx_gref(page), mfn, true);
             let mut flags = if n + 1 < count { txf::MORE_DATA } else { 0 };
