@@ -131,11 +131,14 @@ mod tests {
         let less = lean(bytes, |name| name.starts_with("libgcc_s")).unwrap();
         let rest = elf::needed(&less).unwrap();
         assert_eq!(rest.len() + 1, all.len(), "{rest:?}");
-        let place = std::env::temp_dir().join(format!("xenolith-lean-{}", std::process::id()));
-        std::fs::copy(&path, &place).unwrap();
-        std::fs::write(&place, less).unwrap();
+        let [written, place] = ["written", "program"]
+            .map(|name| std::env::temp_dir().join(format!("xenolith-lean-{}-{name}", std::process::id())));
+        std::fs::copy(&path, &written).unwrap();
+        std::fs::write(&written, less).unwrap();
+        // By another process: what another test starts meanwhile may still hold our file open for writing ("text file busy").
+        assert!(Command::new("cp").args([&written, &place]).status().unwrap().success());
         let done = Command::new(&place).args(["--list", "--exact", "no such test"]).output().unwrap();
-        std::fs::remove_file(&place).unwrap();
+        [written, place].iter().for_each(|file| std::fs::remove_file(file).unwrap());
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
 
