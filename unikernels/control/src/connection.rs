@@ -55,6 +55,8 @@ pub struct Connection {
 impl Connection {
     /// Requests served in one turn.
     pub const REQUESTS_PER_TURN: usize = 16;
+    /// Nodes changed in one turn before no further request is taken. Each may be told to all watches there are.
+    pub const CHANGES_PER_TURN: u64 = 32;
     /// Bytes that may wait to be sent before no further request is taken.
     pub const OUT_LIMIT: usize = 2048;
 
@@ -98,10 +100,13 @@ impl Connection {
 
     fn serve<M: SharedMem + ?Sized>(&mut self, mem: &M, store: &mut Store, turn: &mut Turn) -> Result<(), Fault> {
         let mut served = 0usize;
+        let changes = store.changes();
         loop {
             let sent = self.send(mem, store)?;
             let mut taken = 0;
-            if served < Self::REQUESTS_PER_TURN && self.out.len() < Self::OUT_LIMIT {
+            let used_up =
+                served >= Self::REQUESTS_PER_TURN || store.changes().saturating_sub(changes) >= Self::CHANGES_PER_TURN;
+            if !used_up && self.out.len() < Self::OUT_LIMIT {
                 let (n, was_full, request) = self.receive(mem)?;
                 taken = n;
                 turn.notify |= was_full;
@@ -115,7 +120,7 @@ impl Connection {
             turn.notify |= sent > 0;
             if sent == 0 && taken == 0 {
                 // A full outgoing ring waits for the domain's next event; a used-up turn does not.
-                turn.again = served >= Self::REQUESTS_PER_TURN && self.out.len() < Self::OUT_LIMIT;
+                turn.again = used_up && self.out.len() < Self::OUT_LIMIT;
                 return Ok(());
             }
         }
@@ -298,6 +303,25 @@ mod tests {
         stream.write(&p, &bytes).unwrap();
         assert!(server.turn(&p, &mut s).again);
         assert!(server.turn(&p, &mut s).again);
+    }
+
+    #[test]
+    fn a_turn_ends_after_a_request_that_changes_much() {
+        let (p, mut s) = (page(), store());
+        let mut server = Connection::attach(DomId(1), &p, &mut s);
+        let tx = s.start_transaction(DomId(1)).unwrap();
+        for i in 0..Connection::CHANGES_PER_TURN {
+            let path = Path::absolute(&std::format!("/local/domain/1/d/{i}")).unwrap();
+            s.run_in(DomId(1), tx, |v| v.write(&path, b"")).unwrap();
+        }
+        let mut bytes = Vec::new();
+        let end = Message { kind: MsgType::TransactionEnd as u32, req_id: 0, tx_id: tx, payload: b"T\0".to_vec() };
+        let read = Message { kind: MsgType::Read as u32, req_id: 1, tx_id: 0, payload: b"d\0".to_vec() };
+        [end, read].iter().for_each(|m| m.encode(&mut bytes).unwrap());
+        Stream::attach(&p, Side::Client).write(&p, &bytes).unwrap();
+        assert!(server.turn(&p, &mut s).again);
+        assert_eq!(p.read(page::RSP_PROD), 16 + 3, "only the end is answered");
+        assert!(!server.turn(&p, &mut s).again);
     }
 
     #[test]

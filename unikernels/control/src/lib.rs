@@ -29,4 +29,5 @@ pub mod seed;
 pub mod store;
 pub mod supervisor;
 pub mod terminal;
+pub mod throttle;
 pub mod uart;

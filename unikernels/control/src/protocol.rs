@@ -290,6 +290,16 @@ pub fn event(name: &str, fill: impl FnOnce(&mut Object)) -> String {
     line
 }
 
+/// As much of a text that goes on as ends with a whole character: the rest of one may come with the next bytes. All of it where
+/// nothing would be left of a buffer of `room` bytes that is full.
+#[must_use]
+pub fn whole_text(bytes: &[u8], room: usize) -> &[u8] {
+    let half = bytes.utf8_chunks().last().map_or(&[][..], |chunk| chunk.invalid());
+    let goes_on = core::str::from_utf8(half).is_err_and(|e| e.error_len().is_none());
+    let end = bytes.len().saturating_sub(if goes_on { half.len() } else { 0 });
+    if end == 0 && bytes.len() >= room { bytes } else { bytes.get(..end).unwrap_or_default() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -300,6 +310,18 @@ mod tests {
     }
     fn refusal(line: &str) -> String {
         request(line).command.unwrap_err()
+    }
+
+    #[test]
+    fn a_text_is_cut_between_characters_only() {
+        let text = "aé€😀".as_bytes();
+        let ends: Vec<_> = (1..=text.len()).map(|n| whole_text(&text[..n], 99).len()).collect();
+        assert_eq!(ends, [1, 1, 3, 3, 3, 6, 6, 6, 6, 10]);
+        // What is no character at all, and what is too long for the room, is not waited for.
+        assert_eq!(whole_text(b"a\xff", 99), b"a\xff");
+        assert_eq!(whole_text(b"\xffa\xc3", 99), b"\xffa");
+        assert_eq!(whole_text(b"\xe2\x82", 2), b"\xe2\x82");
+        assert_eq!(whole_text(b"", 0), b"");
     }
 
     #[test]

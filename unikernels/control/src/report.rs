@@ -17,18 +17,6 @@ pub fn name_text(name: &[u8]) -> String {
     String::from_utf8_lossy(text).into_owned()
 }
 
-/// Bytes of `text` less those of a character at its end that is not whole: the rest comes with what follows.
-#[must_use]
-pub fn whole(text: &[u8]) -> usize {
-    let tail = |n: &usize| text.len().checked_sub(*n).and_then(|at| Some((at, text.get(at..)?)));
-    // The longest has four bytes; those behind its first begin with 10.
-    let begin = (1..=3).filter_map(|n| tail(&n)).find(|(_, bytes)| bytes.first().is_some_and(|b| b & 0xc0 != 0x80));
-    match begin {
-        Some((at, bytes)) if core::str::from_utf8(bytes).is_err_and(|e| e.error_len().is_none()) => at,
-        _ => text.len(),
-    }
-}
-
 /// What a domain is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -193,22 +181,6 @@ mod tests {
     use crate::json::Writer;
     use crate::supervisor::{Policy, Supervisor};
     use abi::DomId;
-
-    #[test]
-    fn a_character_that_came_in_two_parts_is_told_whole() {
-        let text = "Zürich 3 €".as_bytes();
-        for end in 1..=text.len() {
-            let (first, rest) = text.split_at(whole(&text[..end]));
-            let told = [first, rest].map(String::from_utf8_lossy).concat();
-            assert_eq!(told, "Zürich 3 €", "cut at {end}");
-        }
-        assert_eq!((whole(b""), whole(b"ab\xc3"), whole(b"\xe2\x82"), whole(b"ab\xc3\x28")), (0, 2, 0, 4));
-        assert_eq!(
-            (whole(b"a\x80"), whole(b"\x80\x80\x80"), whole(b"a\xff")),
-            (2, 3, 2),
-            "what never gets whole is told"
-        );
-    }
 
     #[test]
     fn a_domain_is_told_as_documented() {

@@ -59,6 +59,8 @@ pub const MAX_BACK_OFF_NS: u64 = 10_000_000_000;
 /// Upper bound of [`Policy::max_restarts`]: the failures remembered per domain.
 pub const MAX_RESTARTS: u32 = 1000;
 const MS: u64 = 1_000_000;
+/// Why a killed domain does not run.
+const KILLED: &str = "killed by order";
 
 impl Default for Policy {
     /// Restart, 100 ms doubling, at most 10 within a minute of running.
@@ -303,7 +305,7 @@ impl Supervisor {
         let asked = domain.order.take().is_some_and(|order| order.reboot == reboot);
         domain.standing = Standing::Stopped;
         if killed || event.cause == cause::POWEROFF {
-            domain.why = if killed { String::from("killed by order") } else { what(event) };
+            domain.why = if killed { String::from(KILLED) } else { what(event) };
             return (Decision::Leave, ordered || asked);
         }
         match domain.policy.on_failure {
@@ -403,17 +405,18 @@ impl Supervisor {
         }
     }
 
-    /// The domain will be killed: its next death is left. `false` undoes it (the kill failed). One that waits for its next start has
-    /// died already.
-    pub fn order_kill(&mut self, domid: DomId, on: bool) {
-        if let Some(domain) = self.domains.get_mut(&domid) {
-            if matches!(domain.standing, Standing::BackOff { .. }) {
-                domain.standing = Standing::Stopped;
-                domain.why = String::from("killed by order");
-                return;
-            }
+    /// The domain will be killed: its next death is left. `false` undoes it (the kill failed). One that waits for its next start
+    /// dies no more: its wait is ended here, and the answer is `true`.
+    pub fn order_kill(&mut self, domid: DomId, on: bool) -> bool {
+        let Some(domain) = self.domains.get_mut(&domid) else { return false };
+        let waits = matches!(domain.standing, Standing::BackOff { .. });
+        if waits {
+            domain.standing = Standing::Stopped;
+            domain.why = String::from(KILLED);
+        } else {
             (domain.killed, domain.ordered) = (on, on);
         }
+        waits
     }
 
     /// An administrator restarts the domain, whatever its standing: what it did before is forgiven.

@@ -86,23 +86,6 @@ fn two_hundred_ordered_crashes_are_not_its_fault() {
 }
 
 #[test]
-fn one_that_waits_for_its_next_start_can_be_killed() {
-    let mut s = supervisor(Policy { max_restarts: 100, ..Policy::default() });
-    let mut at = 0;
-    while s.due(u64::MAX).is_none() {
-        at += 1;
-        if s.on_event(&death(D, at, cause::CRASH), at).0 == Decision::Restart {
-            s.on_restarted(D, at);
-        }
-    }
-    s.order_kill(D, true);
-    assert_eq!((s.due(u64::MAX), s.get(D).unwrap().why.as_str()), (None, "killed by order"));
-    s.order_restart(D);
-    s.on_restarted(D, at + 1);
-    assert_ne!(s.on_event(&death(D, at + 2, cause::CRASH), at + 2).0, Decision::Leave, "the kill is over");
-}
-
-#[test]
 fn shutdown_kill_and_policy_are_left() {
     let mut s = supervisor(Policy { on_failure: OnFailure::Stop, ..Policy::default() });
     assert_eq!(s.on_event(&death(D, 5, cause::CRASH), 5).0, Decision::Leave);
@@ -114,6 +97,26 @@ fn shutdown_kill_and_policy_are_left() {
     s.order_restart(OTHER);
     s.on_restarted(OTHER, 7);
     assert_eq!(s.get(OTHER).unwrap().state_name(state::RUNNING), "running");
+}
+
+#[test]
+fn what_waits_to_be_started_again_can_be_killed() {
+    let mut s = supervisor(Policy::default());
+    let mut now = 0;
+    while s.on_event(&death(D, now, cause::CRASH), now).0 == Decision::Restart {
+        s.on_restarted(D, now);
+        now += 1;
+    }
+    assert!(s.next_deadline().is_some());
+    assert!(s.order_kill(D, true));
+    assert_eq!((s.due(u64::MAX), s.next_deadline()), (None, None));
+    let d = s.get(D).unwrap();
+    assert_eq!((d.state_name(state::STOPPED), d.why.as_str()), ("stopped", "killed by order"));
+    // It can be begun anew, and then its failures are failures.
+    s.order_restart(D);
+    s.on_restarted(D, now);
+    assert_eq!(s.on_event(&death(D, now + 1, cause::CRASH), now + 1), (Decision::Restart, false));
+    assert!(!s.order_kill(D, true));
 }
 
 #[test]
@@ -230,7 +233,7 @@ proptest! {
                 3 => s.on_restarted(D, time),
                 4 => { s.on_restart_failed(D, "x", time); }
                 5 => s.order_crash(D),
-                6 => s.order_kill(D, true),
+                6 => { s.order_kill(D, true); }
                 7 => s.on_paused(D, time % 2 == 0, time),
                 _ => s.order_restart(D),
             }

@@ -1,6 +1,9 @@
 //! The console ring of a domain that has one (`public/io/console.h`): what it writes is kept for those who ask, what is typed
 //! waits for room in the ring. Its neighbours: `live/link.rs` maps the page, `live/socket.rs` tells of what is kept.
 //!
+//! Before it uses its ring, a life of the domain may speak to the hypervisor (`earlyprintk=xen`, a failure at the start). That is kept
+//! here as well, so that there is one row of numbers for both and for all lives.
+//!
 //! The domain's two indices are read once and checked; one that is impossible costs the domain the bytes in the ring, nothing else.
 
 use abi::console::ring::{IN, IN_CONS, IN_PROD, IN_SIZE, OUT, OUT_CONS, OUT_PROD, OUT_SIZE};
@@ -19,12 +22,46 @@ pub struct Terminal {
     /// Bytes that were there before the first one kept.
     gone: u64,
     input: VecDeque<u8>,
+    /// This life has written to the ring: what it tells the hypervisor beside that is not kept.
+    spoke: bool,
+    /// Bytes of the hypervisor's log of the domain that were looked at.
+    logged: u64,
 }
 
+/// Bytes of the hypervisor's log that are copied at a time.
+const CHUNK: usize = 1024;
+
 impl Terminal {
-    /// A fresh instance: what was typed for the old one is not for it.
+    /// A fresh instance: what was typed for the old one is not for it. It has not used its ring yet.
     pub fn restarted(&mut self) {
         self.input.clear();
+        self.spoke = false;
+    }
+
+    /// Keeps what the domain told the hypervisor since the last time, or passes over it where this life uses its ring. `read` gives
+    /// bytes of that log from a number on: the number of the first one, and how many.
+    #[inline(never)]
+    pub fn follow_log(&mut self, mut read: impl FnMut(u64, &mut [u8]) -> Option<(u64, usize)>) {
+        let mut buffer = [0; CHUNK];
+        // Not for ever, should the domain write meanwhile.
+        for _ in 0..KEPT_MAX / CHUNK {
+            let Some((first, len)) = read(self.logged, &mut buffer) else { return };
+            self.logged = first.saturating_add(len as u64);
+            if !self.spoke {
+                self.keep(buffer.iter().take(len).copied());
+            }
+            if len == 0 {
+                return;
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn keep(&mut self, bytes: impl Iterator<Item = u8>) {
+        self.kept.extend(bytes);
+        let over = self.kept.len().saturating_sub(KEPT_MAX);
+        self.kept.drain(..over);
+        self.gone = self.gone.saturating_add(over as u64);
     }
 
     /// Queues what was typed, all or nothing; answers whether there was room.
@@ -37,14 +74,14 @@ impl Terminal {
         fits
     }
 
-    /// Moves bytes in both directions; answers whether the domain is to be told.
-    pub fn turn(&mut self, page: &impl SharedMem) -> bool {
-        let out = self.take_output(page);
+    /// Moves bytes in both directions; answers whether the domain is to be told. `log` is as of [`Terminal::follow_log`].
+    pub fn turn(&mut self, page: &impl SharedMem, log: impl FnMut(u64, &mut [u8]) -> Option<(u64, usize)>) -> bool {
+        let out = self.take_output(page, log);
         let input = self.give_input(page);
         out || input
     }
 
-    fn take_output(&mut self, page: &impl SharedMem) -> bool {
+    fn take_output(&mut self, page: &impl SharedMem, log: impl FnMut(u64, &mut [u8]) -> Option<(u64, usize)>) -> bool {
         let prod = page.load_acquire(OUT_PROD);
         let cons = page.read(OUT_CONS);
         let len = prod.wrapping_sub(cons);
@@ -52,13 +89,14 @@ impl Terminal {
             return false;
         }
         // More than the ring holds is no output; the ring goes on from where the domain says it is.
-        for n in 0..if len <= OUT_SIZE { len } else { 0 } {
-            let at = OUT + (cons.wrapping_add(n) & (OUT_SIZE - 1)) as usize;
-            self.kept.push_back(byte(page, at));
+        if len <= OUT_SIZE {
+            if !self.spoke {
+                self.follow_log(log);
+                self.spoke = true;
+            }
+            let at = |n| OUT + (cons.wrapping_add(n) & (OUT_SIZE - 1)) as usize;
+            self.keep((0..len).map(|n| byte(page, at(n))));
         }
-        let over = self.kept.len().saturating_sub(KEPT_MAX);
-        self.kept.drain(..over);
-        self.gone = self.gone.saturating_add(over as u64);
         // The bytes are read before their room is given away.
         page.fence();
         page.store_release(OUT_CONS, prod);
@@ -86,10 +124,10 @@ impl Terminal {
         count != 0
     }
 
-    /// Whether there ever was output.
+    /// Whether this life has written to its ring.
     #[must_use]
-    pub fn spoke(&self) -> bool {
-        self.gone != 0 || !self.kept.is_empty()
+    pub const fn spoke(&self) -> bool {
+        self.spoke
     }
 
     /// Copies kept bytes from number `seq` on; answers the number of the first one given, and how many.
@@ -117,6 +155,19 @@ mod tests {
 
     fn page() -> TestPage {
         TestPage::default()
+    }
+    /// A domain that has told the hypervisor nothing.
+    fn silent(_: u64, _: &mut [u8]) -> Option<(u64, usize)> {
+        None
+    }
+    /// The hypervisor's log of a domain.
+    fn log(text: &[u8]) -> impl FnMut(u64, &mut [u8]) -> Option<(u64, usize)> {
+        move |seq, to| {
+            let rest = &text[(seq as usize).min(text.len())..];
+            let len = rest.len().min(to.len());
+            to[..len].copy_from_slice(&rest[..len]);
+            Some((seq.min(text.len() as u64), len))
+        }
     }
     /// The domain writes.
     fn say(page: &TestPage, text: &[u8]) {
@@ -146,11 +197,11 @@ mod tests {
             let line = format!("line {round} of some length, so that the ring wraps around in the middle of one\n");
             say(&page, line.as_bytes());
             assert!(terminal.type_in(line.as_bytes()));
-            assert!(terminal.turn(&page));
+            assert!(terminal.turn(&page, silent));
             assert_eq!(hear(&page), line.as_bytes());
             told.extend(line.bytes());
         }
-        assert!(!terminal.turn(&page), "nothing moved, nobody is told");
+        assert!(!terminal.turn(&page, silent), "nothing moved, nobody is told");
         let mut buffer = vec![0; KEPT_MAX];
         let (first, len) = terminal.read(0, &mut buffer);
         assert_eq!((first, &buffer[..len]), (0, &told[..]));
@@ -159,11 +210,31 @@ mod tests {
     }
 
     #[test]
+    fn one_row_of_numbers_leads_through_the_log_and_the_ring_of_all_lives() {
+        let (page, mut terminal) = (page(), Terminal::default());
+        let mut buffer = vec![0; KEPT_MAX];
+        terminal.follow_log(log(b"early; "));
+        assert_eq!(terminal.read(0, &mut buffer), (0, 7));
+        // A follower at byte 7 sees what comes by the ring, at once, and what came by the log meanwhile.
+        say(&page, b"ring; ");
+        terminal.turn(&page, log(b"early; late; "));
+        assert_eq!(terminal.read(7, &mut buffer), (7, 12));
+        assert_eq!(&buffer[..12], b"late; ring; ");
+        // The log goes on beside the ring; the next life fails before it has a ring.
+        terminal.follow_log(log(b"early; late; beside; "));
+        terminal.restarted();
+        assert!(!terminal.spoke());
+        terminal.follow_log(log(b"early; late; beside; second life"));
+        assert_eq!(terminal.read(19, &mut buffer), (19, 11));
+        assert_eq!(&buffer[..11], b"second life");
+    }
+
+    #[test]
     fn the_oldest_output_goes_first_and_its_reader_is_told() {
         let (page, mut terminal) = (page(), Terminal::default());
         for n in 0..100u8 {
             say(&page, &[n; 1000]);
-            terminal.turn(&page);
+            terminal.turn(&page, silent);
         }
         let mut buffer = vec![0; 10];
         assert_eq!(terminal.read(0, &mut buffer), (100_000 - KEPT_MAX as u64, 10));
@@ -174,15 +245,15 @@ mod tests {
     fn impossible_indices_cost_the_liar_its_bytes_only() {
         let (page, mut terminal) = (page(), Terminal::default());
         page.write(OUT_PROD, OUT_SIZE + 1);
-        assert!(terminal.turn(&page) && !terminal.spoke());
+        assert!(terminal.turn(&page, silent) && !terminal.spoke());
         say(&page, b"x");
-        terminal.turn(&page);
+        terminal.turn(&page, silent);
         assert!(terminal.spoke());
         page.write(IN_CONS, 5);
         assert!(terminal.type_in(b"abc"));
-        assert!(!terminal.turn(&page), "a full ring gets nothing");
+        assert!(!terminal.turn(&page, silent), "a full ring gets nothing");
         page.write(IN_CONS, 0);
-        assert!(terminal.turn(&page));
+        assert!(terminal.turn(&page, silent));
         assert_eq!(hear(&page), b"abc");
     }
 

@@ -23,6 +23,21 @@ fn refused(r: &mut Report, what: &str, must: XsError, got: Result<(), StoreError
     }
 }
 
+/// Opens `left` more transactions, one in the other, each as full as it may be: nodes that are not there, and one written again and
+/// again. None is committed. What the last one is refused.
+fn open_full(store: &mut Store, left: u32) -> Result<(), StoreError> {
+    store.transaction(|store, tx| {
+        let is_full = |e: &StoreError| matches!(e, StoreError::Server(XsError::NoSpc));
+        let full = (0..MANY).find_map(|i| store.read(tx, &alloc::format!("/{i:x}")).err().filter(is_full));
+        let full = full.and_then(|_| (0..MANY).find_map(|_| store.write(tx, "stats/full", "").err()));
+        match (left, full) {
+            (_, None) => Ok(()),
+            (0, Some(e)) => Err(e),
+            (_, Some(_)) => open_full(store, left.saturating_sub(1)),
+        }
+    })
+}
+
 /// All of them.
 pub fn store(r: &mut Report) {
     let mut store = match Store::open() {
@@ -41,6 +56,8 @@ pub fn store(r: &mut Report) {
     refused(r, "removal of the root", XsError::Inval, store.rm(none, "/"));
     refused(r, "giving a node away", XsError::Perm, store.set_perms(none, "stats", &["n1"]));
     refused(r, "long value", XsError::NoSpc, store.write(none, "stats/long", &"x".repeat(3000)));
+    refused(r, "ten full transactions", XsError::NoSpc, open_full(&mut store, 9));
+    refused(r, "an eleventh transaction", XsError::NoSpc, open_full(&mut store, 10));
     let nodes = (0..MANY).find_map(|i| store.write(none, &alloc::format!("stats/n{i}"), "x").err());
     refused(r, "too many nodes", XsError::NoSpc, nodes.map_or(Ok(()), Err));
     let watches = (0..MANY).find_map(|i| store.watch("stats", &alloc::format!("{i}")).err());

@@ -170,17 +170,16 @@ impl Control {
         }
     }
 
-    fn log(&self, id: &str, target: &Target, seq: u64, max: u32) -> Reply {
+    fn log(&mut self, id: &str, target: &Target, seq: u64, max: u32) -> Reply {
         let (domid, name) = self.target(target)?;
         let mut buffer = alloc::vec![0; max as usize];
         let (first, len) = self.console_bytes(domid, seq, &mut buffer).map_err(|e| format!("log of {name}: {e}"))?;
-        // Who asks for less than a character, or for what never gets whole, gets on nevertheless.
-        let len = Some(report::whole(buffer.get(..len).unwrap_or_default())).filter(|&whole| whole > 0).unwrap_or(len);
-        let text = String::from_utf8_lossy(buffer.get(..len).unwrap_or_default());
+        let bytes = protocol::whole_text(buffer.get(..len).unwrap_or_default(), buffer.len());
+        let text = String::from_utf8_lossy(bytes);
         Ok(protocol::ok(id, |o| {
             o.text("dom", &name)
                 .number("seq", first)
-                .number("next", first.saturating_add(len as u64))
+                .number("next", first.saturating_add(bytes.len() as u64))
                 .text("text", &text);
         }))
     }

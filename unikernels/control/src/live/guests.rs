@@ -5,7 +5,7 @@
 use super::boot::dom_info;
 use super::failure::Restarted;
 use super::{Control, orders};
-use abi::xenolith::{DomOp, Info, state};
+use abi::xenolith::{DomOp, Info, cause, state};
 use alloc::format;
 use alloc::string::String;
 use control::history::Phases;
@@ -95,17 +95,24 @@ impl Control {
         self.take_down(domid, "destroyed by order")
     }
 
-    /// Kills a running domain; its death is left.
+    /// Kills a domain that runs, whose death is left, or that waits to be started again.
     ///
     /// # Errors
     /// The hypervisor's.
     pub fn stop_for_good(&mut self, domid: DomId) -> Result<(), Errno> {
-        self.supervisor.order_kill(domid, true);
+        let waited = self.supervisor.order_kill(domid, true);
         if let Err(e) = hypercall::dom_kill(&mut DomOp { domid, ..DomOp::default() }) {
             self.supervisor.order_kill(domid, false);
             return Err(e);
         }
         self.drain_events();
+        if waited {
+            let name = String::from(self.name(domid));
+            self.note(format!("{name} is not started again: killed by order"));
+            self.tell("stopped", |o| {
+                o.number("id", domid.0).text("dom", &name).text("cause", cause::name(cause::ADMIN));
+            });
+        }
         Ok(())
     }
 

@@ -7,9 +7,10 @@ use control::connection::Connection;
 use control::report::Kind;
 use control::store::Store;
 use control::terminal::Terminal;
+use control::throttle::Throttle;
 use libxenrt::event::Event;
 use libxenrt::grant::{self, Access, GrantError};
-use libxenrt::{DomId, Errno, EvtchnPort, SharedPage, hypercall, log};
+use libxenrt::{DomId, Errno, EvtchnPort, SharedPage, clock, hypercall, log};
 
 /// The reserved grant through which every domain offers its store page (`docs/architecture.md`, "Boot").
 const STORE_GRANT: GrantRef = GrantRef(1);
@@ -33,18 +34,28 @@ pub struct Link {
     attached: Option<Attached>,
     terminal: Option<Terminal>,
     again: bool,
+    lines: Throttle,
 }
 
-/// A domain's console from number `seq` on: of its ring, or, as long as that is silent, what it told the hypervisor.
+/// A domain's console from number `seq` on: where it has a ring, what came by it and before it; else what it told the hypervisor.
 ///
 /// # Errors
 /// The hypervisor's.
-pub fn console_bytes(links: &[Link], domid: DomId, seq: u64, buffer: &mut [u8]) -> Result<(u64, usize), Errno> {
-    let terminal = links.iter().find(|l| l.domid == domid).and_then(|l| l.terminal.as_ref());
-    match terminal.filter(|terminal| terminal.spoke()) {
-        Some(terminal) => Ok(terminal.read(seq, buffer)),
+pub fn console_bytes(links: &mut [Link], domid: DomId, seq: u64, buffer: &mut [u8]) -> Result<(u64, usize), Errno> {
+    match links.iter_mut().find(|l| l.domid == domid).and_then(|l| l.terminal.as_mut()) {
+        Some(terminal) => {
+            if !terminal.spoke() {
+                terminal.follow_log(log_of(domid));
+            }
+            Ok(terminal.read(seq, buffer))
+        }
         None => hypercall::console_read(domid, seq, buffer),
     }
+}
+
+/// What a domain told the hypervisor, as [`Terminal::follow_log`] wants it.
+fn log_of(domid: DomId) -> impl FnMut(u64, &mut [u8]) -> Option<(u64, usize)> {
+    move |seq, buffer| hypercall::console_read(domid, seq, buffer).ok()
 }
 
 /// Why a domain's store could not be attached.
@@ -69,7 +80,20 @@ impl core::fmt::Display for AttachError {
 
 impl Link {
     pub fn new(domid: DomId, name: String, kind: Kind, console: bool) -> Self {
-        Self { domid, name, kind, attached: None, terminal: console.then(Terminal::default), again: false }
+        Self {
+            domid,
+            name,
+            kind,
+            attached: None,
+            terminal: console.then(Terminal::default),
+            again: false,
+            lines: Throttle::default(),
+        }
+    }
+
+    /// Whether a line that the domain provoked may be written now.
+    pub fn may_log(&mut self) -> bool {
+        self.lines.allows(clock::now().as_ns())
     }
 
     /// Its console, if it has a ring for it.
@@ -89,7 +113,10 @@ impl Link {
 
     /// Lets go of the instance that is gone; its session ends, its nodes stay.
     pub fn detach(&mut self, store: &mut Store) {
-        self.attached = None;
+        if let (Some(_), Some(terminal)) = (self.attached.take(), &mut self.terminal) {
+            // What the next life says begins behind what this one said.
+            terminal.follow_log(log_of(self.domid));
+        }
         self.again = false;
         store.reset_session(self.domid);
     }
@@ -141,7 +168,7 @@ impl Link {
         let Some(Attached { page, event, connection, console }) = &mut self.attached else { return false };
         if let (Some((page, event)), Some(terminal)) = (console, &mut self.terminal) {
             event.take_pending();
-            if terminal.turn(page)
+            if terminal.turn(page, log_of(self.domid))
                 && let Err(e) = event.notify()
             {
                 log::debug!("{}: notifying its console failed: {e}", self.name);
@@ -156,7 +183,9 @@ impl Link {
             // It died in this moment; the event that says so is on its way.
             log::debug!("{}: notifying failed: {e}", self.name);
         }
-        if let Some(fault) = turn.fault {
+        if let Some(fault) = turn.fault
+            && self.may_log()
+        {
             log::warn!("{}: store connection shut: {fault}", self.name);
         }
         self.again

@@ -145,8 +145,8 @@ impl Control {
     }
 
     /// See [`link::console_bytes`].
-    fn console_bytes(&self, domid: DomId, seq: u64, buffer: &mut [u8]) -> Result<(u64, usize), Errno> {
-        link::console_bytes(&self.links, domid, seq, buffer)
+    fn console_bytes(&mut self, domid: DomId, seq: u64, buffer: &mut [u8]) -> Result<(u64, usize), Errno> {
+        link::console_bytes(&mut self.links, domid, seq, buffer)
     }
 
     fn name(&self, domid: DomId) -> &str {

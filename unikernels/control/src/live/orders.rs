@@ -94,18 +94,20 @@ impl Control {
             let _ = self.store.run(DomId::CONTROL, |v| v.rm(&path));
         }
         let right = self.read(&format!("/xenolith/right/{domid}/crash")).unwrap_or_default();
-        let by = String::from(self.name(domid));
-        match rights::check(&request, &right) {
+        let outcome = match rights::check(&request, &right) {
             Ok((name, crash)) => match self.links.iter().find(|l| l.name == name).map(|l| l.domid) {
-                Some(victim) => {
-                    log::info!("{by} has {name} crash: {}", crash.to_text());
-                    if let Err(e) = self.order_crash(victim, crash) {
-                        log::warn!("{name} could not be told: {e}");
-                    }
-                }
-                None => log::warn!("{by} wants {name} to crash: no such domain"),
+                Some(victim) => match self.order_crash(victim, crash) {
+                    Ok(()) => format!("has {name} crash: {}", crash.to_text()),
+                    Err(e) => format!("has {name} crash, but it could not be told: {e}"),
+                },
+                None => format!("wants {name} to crash: no such domain"),
             },
-            Err(refusal) => log::warn!("{by}: request to crash refused: {refusal}"),
+            Err(refusal) => format!("request to crash refused: {refusal}"),
+        };
+        if let Some(link) = self.links.iter_mut().find(|l| l.domid == domid)
+            && link.may_log()
+        {
+            log::warn!("{}: {outcome}", link.name);
         }
     }
 

@@ -6,7 +6,6 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use control::json::Object;
 use control::protocol::{self, Line, Lines, REPLY_MAX, TEXT_MAX};
-use control::report;
 use control::uart::{NoUart, Registers, Uart};
 use core::time::Duration;
 use libxenrt::device::{DeviceError, Interrupt};
@@ -206,12 +205,13 @@ impl Control {
                 return true;
             }
             match super::link::console_bytes(links, follow.domid, follow.seq, &mut buffer) {
-                // Of a character in two parts the first waits for the other.
-                Ok((_, len)) if report::whole(buffer.get(..len).unwrap_or_default()) == 0 => {}
                 Ok((first, len)) => {
-                    let len = report::whole(buffer.get(..len).unwrap_or_default());
-                    let text = String::from_utf8_lossy(buffer.get(..len).unwrap_or_default());
-                    follow.seq = first.saturating_add(len as u64);
+                    let bytes = protocol::whole_text(buffer.get(..len).unwrap_or_default(), buffer.len());
+                    if bytes.is_empty() {
+                        return true;
+                    }
+                    let text = String::from_utf8_lossy(bytes);
+                    follow.seq = first.saturating_add(bytes.len() as u64);
                     let line = protocol::event("console", |o| {
                         o.number("id", follow.domid.0).text("dom", &follow.name).number("seq", first);
                         o.number("next", follow.seq).text("text", &text);

@@ -7,6 +7,8 @@
 
 mod ops;
 mod quota;
+#[cfg(test)]
+mod quota_tests;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -107,6 +109,12 @@ impl Store {
     #[must_use]
     pub fn total(&self) -> Usage {
         self.tree.total()
+    }
+
+    /// Nodes set so far, a measure of the work done.
+    #[must_use]
+    pub const fn changes(&self) -> u64 {
+        self.tree.generation()
     }
 
     /// Watches a domain has registered.

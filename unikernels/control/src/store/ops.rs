@@ -11,6 +11,8 @@ use alloc::vec::Vec;
 use xenstore::{Access, Path, Perms, XsError};
 
 /// The tree as `caller` sees it in one transaction.
+///
+/// The operations are not inlined: each has two callers, with a transaction and without, and the image is to stay small.
 pub struct View<'a> {
     tree: &'a Tree,
     transaction: &'a mut Transaction,
@@ -27,6 +29,7 @@ impl View<'_> {
     ///
     /// # Errors
     /// EACCES; where there is no node: ENOENT, or EACCES if the nearest directory that exists refuses the access.
+    #[inline(never)]
     fn existing(&mut self, path: &Path, allowed: fn(Access) -> bool) -> Result<&Node, XsError> {
         let caller = self.caller;
         if self.node(path)?.is_none() {
@@ -53,6 +56,7 @@ impl View<'_> {
     ///
     /// # Errors
     /// ENOENT, EACCES.
+    #[inline(never)]
     pub fn read(&mut self, path: &Path) -> Result<Vec<u8>, XsError> {
         Ok(self.existing(path, Access::reads)?.value.clone())
     }
@@ -61,6 +65,7 @@ impl View<'_> {
     ///
     /// # Errors
     /// ENOENT, EACCES.
+    #[inline(never)]
     pub fn directory(&mut self, path: &Path) -> Result<(Vec<String>, u64), XsError> {
         let node = self.existing(path, Access::reads)?;
         Ok((node.children.iter().cloned().collect(), node.generation))
@@ -70,6 +75,7 @@ impl View<'_> {
     ///
     /// # Errors
     /// ENOENT, EACCES.
+    #[inline(never)]
     pub fn perms(&mut self, path: &Path) -> Result<Perms, XsError> {
         Ok(self.existing(path, Access::reads)?.perms.clone())
     }
@@ -78,6 +84,7 @@ impl View<'_> {
     ///
     /// # Errors
     /// EACCES, ENOSPC.
+    #[inline(never)]
     pub fn write(&mut self, path: &Path, value: &[u8]) -> Result<(), XsError> {
         if value.len() > self.quota.value_bytes && self.caller != DomId::CONTROL {
             return Err(XsError::NoSpc);
@@ -97,6 +104,7 @@ impl View<'_> {
     ///
     /// # Errors
     /// EACCES, ENOSPC.
+    #[inline(never)]
     pub fn mkdir(&mut self, path: &Path) -> Result<(), XsError> {
         match self.existing(path, Access::writes) {
             Ok(_) => Ok(()),
@@ -110,6 +118,7 @@ impl View<'_> {
 
     /// Makes a node and the directories it lacks. They inherit the permissions of the nearest directory that exists,
     /// owned by who makes them (the control domain's inherit the owner as well). Write access was checked.
+    #[inline(never)]
     fn create(&mut self, path: &Path, value: &[u8]) -> Result<(), XsError> {
         let mut perms = self.nearest(path)?.perms;
         if self.caller != DomId::CONTROL {
@@ -138,6 +147,7 @@ impl View<'_> {
     ///
     /// # Errors
     /// EINVAL for the root; EACCES; ENOENT where the directory is missing too.
+    #[inline(never)]
     pub fn rm(&mut self, path: &Path) -> Result<(), XsError> {
         let Some(parent) = path.parent() else { return Err(XsError::Inval) };
         let perms = match self.existing(path, Access::writes).map(|node| node.perms.clone()) {
@@ -163,6 +173,7 @@ impl View<'_> {
     ///
     /// # Errors
     /// ENOENT, EACCES, EPERM.
+    #[inline(never)]
     pub fn set_perms(&mut self, path: &Path, perms: Perms) -> Result<(), XsError> {
         let caller = self.caller;
         let node = self.existing(path, Access::writes)?;
@@ -186,9 +197,17 @@ fn join(dir: &Path, name: &str) -> Option<Path> {
 }
 
 impl Store {
-    /// Limits of a transaction that lasts one request, or of the control domain's own code: the request and the tree bound it.
-    const fn unbounded(&self) -> Quota {
-        Quota { touched: usize::MAX, transaction_bytes: usize::MAX, ..self.quota }
+    /// Limits of a transaction that may hold `bytes`; of the control domain's own code: the tree bounds it.
+    const fn limits(&self, domid: DomId, bytes: usize) -> Quota {
+        Quota { transaction_bytes: if domid.0 == DomId::CONTROL.0 { usize::MAX } else { bytes }, ..self.quota }
+    }
+
+    /// Limits of one open transaction: what the others have left.
+    #[inline(never)]
+    fn limits_of(&self, domid: DomId, id: u32) -> Quota {
+        let open = self.sessions.get(&domid).into_iter().flat_map(|session| &session.transactions);
+        let others = open.filter(|&(&it, _)| it != id).fold(0usize, |sum, (_, t)| sum.saturating_add(t.bytes()));
+        self.limits(domid, self.quota.transaction_bytes.saturating_sub(others))
     }
 
     /// Runs one operation at once, as a transaction of its own, and fires watches.
@@ -196,7 +215,7 @@ impl Store {
     /// # Errors
     /// What `op` says, and ENOSPC where a quota would be exceeded.
     pub fn run<T>(&mut self, domid: DomId, op: impl FnOnce(&mut View) -> Result<T, XsError>) -> Result<T, XsError> {
-        let (mut transaction, quota) = (Transaction::default(), self.unbounded());
+        let (mut transaction, quota) = (Transaction::default(), self.limits(domid, self.quota.request_bytes));
         let result = op(&mut View { tree: &self.tree, transaction: &mut transaction, quota, caller: domid })?;
         self.apply(transaction, &quota, domid)?;
         Ok(result)
@@ -223,16 +242,13 @@ impl Store {
         if id == 0 {
             return self.run(domid, op);
         }
-        let quota = if domid == DomId::CONTROL { self.unbounded() } else { self.quota };
+        let quota = self.limits_of(domid, id);
         let session = self.sessions.get_mut(&domid).ok_or(XsError::NoEnt)?;
         let transaction = session.transactions.get_mut(&id).ok_or(XsError::NoEnt)?;
-        let before = transaction.clone();
-        let result = op(&mut View { tree: &self.tree, transaction, quota, caller: domid });
-        if matches!(result, Err(XsError::NoSpc | XsError::Inval)) {
-            // A partly made operation must not be committed. What it read stays noted in the other cases: a refusal
-            // is a result that the commit must still stand for.
-            *transaction = before;
-        }
+        let result = op(&mut View { tree: &self.tree, transaction: &mut *transaction, quota, caller: domid });
+        // A partly made operation must not be committed. What it read stays noted: a refusal is a result that the commit must
+        // still stand for.
+        transaction.done(result.is_ok());
         result
     }
 

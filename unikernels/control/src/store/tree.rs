@@ -66,6 +66,11 @@ impl Tree {
         Some(node)
     }
 
+    /// Of the last change.
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
     pub fn usage(&self, domid: DomId) -> Usage {
         self.usage.get(&domid).copied().unwrap_or_default()
     }

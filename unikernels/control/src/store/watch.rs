@@ -30,7 +30,7 @@ struct Watch {
     /// Registered by a path relative to the domain's directory: events are told the same way.
     relative: bool,
     token: String,
-    /// The queue was full, and an event of the watched path itself is in it.
+    /// The queue is full, and the event of the watched path itself waits in it: until an event goes, nothing is left to tell.
     told: bool,
 }
 
@@ -49,52 +49,78 @@ impl Watch {
 #[derive(Debug, Default)]
 pub struct Watches {
     list: Vec<Watch>,
+    queue: Queue,
+}
+
+/// Events that wait to be sent.
+#[derive(Debug, Default)]
+struct Queue {
     events: VecDeque<Event>,
+    /// Of all of them.
+    bytes: usize,
+    /// How often it was searched.
+    #[cfg(test)]
+    searches: usize,
 }
 
 impl Watches {
     pub fn len(&self) -> usize {
         self.list.len()
     }
+    #[cfg(test)]
+    pub const fn searches(&self) -> usize {
+        self.queue.searches
+    }
     pub fn next_event(&mut self) -> Option<Event> {
-        let event = self.events.pop_front()?;
-        self.list.iter_mut().filter(|watch| watch.token == event.token).for_each(|watch| watch.told = false);
+        let event = self.queue.events.pop_front()?;
+        self.gone(event.bytes());
         Some(event)
     }
     pub fn has_events(&self) -> bool {
-        !self.events.is_empty()
+        !self.queue.events.is_empty()
     }
 
+    /// Events of so many bytes are gone: there may be room.
+    fn gone(&mut self, bytes: usize) {
+        self.queue.bytes = self.queue.bytes.saturating_sub(bytes);
+        self.list.iter_mut().for_each(|watch| watch.told = false);
+    }
+}
+
+impl Queue {
     /// Queues the event unless the same one waits already. Where the queue is full, the watched path itself stands for
     /// whatever changed below it: at most one such event per watch, so the queue stays bounded and no change goes unheard.
-    fn queue(events: &mut VecDeque<Event>, watch: &mut Watch, changed: &Path, domid: DomId, quota: &Quota) {
-        // Whoever does not fetch his events costs no more than a look.
-        if watch.told && events.len() >= quota.events {
+    /// It is not even looked for again, so that many changes cost no more than the queue is long.
+    #[inline(never)]
+    fn tell(&mut self, watch: &mut Watch, changed: &Path, domid: DomId, quota: &Quota) {
+        if watch.told {
             return;
         }
+        #[cfg(test)]
+        (self.searches += 1);
         let mut event = watch.event(changed, domid);
-        if events.contains(&event) {
+        if self.events.contains(&event) {
             return;
         }
-        let bytes = events.iter().fold(event.bytes(), |sum, e| sum.saturating_add(e.bytes()));
-        if events.len() >= quota.events || bytes > quota.event_bytes {
-            event = watch.event(&watch.path, domid);
+        if self.events.len() >= quota.events || self.bytes.saturating_add(event.bytes()) > quota.event_bytes {
             watch.told = true;
-            if events.contains(&event) {
+            event = watch.event(&watch.path, domid);
+            if self.events.contains(&event) {
                 return;
             }
         }
-        events.push_back(event);
+        self.bytes = self.bytes.saturating_add(event.bytes());
+        self.events.push_back(event);
     }
 }
 
 impl Session {
     fn fire(&mut self, domid: DomId, quota: &Quota, change: &Change) {
-        let Watches { list, events } = &mut self.watches;
-        for watch in list.iter_mut() {
+        let Watches { list, queue } = &mut self.watches;
+        for watch in list {
             let hit = if change.exact { change.path == watch.path } else { change.path.is_at_or_below(&watch.path) };
             if hit {
-                Watches::queue(events, watch, &change.path, domid, quota);
+                queue.tell(watch, &change.path, domid, quota);
             }
         }
     }
@@ -119,9 +145,9 @@ impl Store {
     pub(super) fn fire_special(&mut self, name: &str) {
         let Some(session) = self.sessions.get_mut(&DomId::CONTROL) else { return };
         let Ok(path) = Path::watchable(name.as_bytes(), DomId::CONTROL) else { return };
-        let Watches { list, events } = &mut session.watches;
+        let Watches { list, queue } = &mut session.watches;
         for watch in list.iter_mut().filter(|w| w.path == path) {
-            Watches::queue(events, watch, &path, DomId::CONTROL, &self.quota);
+            queue.tell(watch, &path, DomId::CONTROL, &self.quota);
         }
     }
 
@@ -135,7 +161,7 @@ impl Store {
         let relative = !matches!(raw_path.first(), Some(b'/' | b'@'));
         let quota = self.quota;
         let session = self.sessions.get_mut(&domid).ok_or(XsError::Inval)?;
-        let Watches { list, events } = &mut session.watches;
+        let Watches { list, queue } = &mut session.watches;
         if list.iter().any(|w| w.path == path && w.token == token) {
             return Err(XsError::Exist);
         }
@@ -145,7 +171,7 @@ impl Store {
             return Err(XsError::NoSpc);
         }
         let path = watch.path.clone();
-        Watches::queue(events, &mut watch, &path, domid, &quota);
+        queue.tell(&mut watch, &path, domid, &quota);
         list.push(watch);
         Ok(())
     }
@@ -157,11 +183,18 @@ impl Store {
     pub fn unwatch(&mut self, domid: DomId, raw_path: &[u8], token: &[u8]) -> Result<(), XsError> {
         let path = Path::watchable(raw_path, domid).map_err(|_| XsError::Inval)?;
         let session = self.sessions.get_mut(&domid).ok_or(XsError::Inval)?;
-        let Watches { list, events } = &mut session.watches;
-        let at = list.iter().position(|w| w.path == path && w.token.as_bytes() == token).ok_or(XsError::NoEnt)?;
-        let watch = list.remove(at);
-        if !list.iter().any(|w| w.token == watch.token) {
-            events.retain(|e| e.token != watch.token);
+        let watches = &mut session.watches;
+        let at =
+            watches.list.iter().position(|w| w.path == path && w.token.as_bytes() == token).ok_or(XsError::NoEnt)?;
+        let watch = watches.list.remove(at);
+        if !watches.list.iter().any(|w| w.token == watch.token) {
+            let mut bytes = 0usize;
+            watches.queue.events.retain(|e| {
+                let stays = e.token != watch.token;
+                bytes = bytes.saturating_add(if stays { 0 } else { e.bytes() });
+                stays
+            });
+            watches.gone(bytes);
         }
         Ok(())
     }
